@@ -1,0 +1,16 @@
+"""Fine-tune language models with forward passes.
+
+`import gradientless` needs torch, numpy, numba and scipy only; what knows about text and models stands in
+`gradientless.language` and `gradientless.run` and comes with the extra `gradientless[run]`.
+"""
+
+from gradientless.errors import UserError
+from gradientless.search.optim import GLD, SMTP, STP, ForwardOptimizer, GLDSearch
+from gradientless.search.schedules import lr_scheduler
+from gradientless.search.trajectory import Trajectory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GLD", "SMTP", "STP", "ForwardOptimizer", "GLDSearch", "Trajectory", "UserError", "__version__", "lr_scheduler",
+]  # fmt: skip

@@ -1,0 +1,18 @@
+"""Errors for people: one clear line each, which the command line prints before it exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one line: *owner: requirement, got value*."""
+
+
+def unknown(owner: str, kind: str, name: object, known: Iterable[str]) -> UserError:
+    """A `UserError` for a name that is not registered, with the nearest name and all known ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return UserError(f"{owner}: unknown {kind} '{name}'{hint} Known: {', '.join(names)}")

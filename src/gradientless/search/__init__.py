@@ -1,0 +1,1 @@
+"""Search methods over parameter space: they know tensors and no text."""

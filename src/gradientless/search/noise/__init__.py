@@ -1,0 +1,66 @@
+"""The noise function: any entry of any random direction, computed again wherever it is needed.
+
+One specification (`reference`, in torch, for every device) and a compiled backend for CPU (`cpu`, numba); both give the
+same bits, Gaussian values included. `Noise` chooses by the device of what it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradientless.errors import UserError, unknown
+from gradientless.search.noise import cpu, reference
+
+DISTRIBUTIONS = tuple(reference.STREAMS)
+BACKENDS = ("auto", "torch", "numba")
+
+
+class Noise:
+    """Entries of random directions under one seed.
+
+    seed: any integer of 64 bits. distribution: 'gaussian', 'rademacher' or 'near_normal' (a centred count of 32 fair
+    bits, scaled to variance 1). backend: 'numba' (CPU), 'torch' (any device), or 'auto'.
+    """
+
+    def __init__(self, seed: int, distribution: str = "gaussian", backend: str = "auto"):
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+            raise UserError(f"noise: seed must be an integer in [0, 2^64), got {seed!r}")
+        if distribution not in DISTRIBUTIONS:
+            raise unknown("noise", "distribution", distribution, DISTRIBUTIONS)
+        if backend not in BACKENDS:
+            raise unknown("noise", "backend", backend, BACKENDS)
+        self.seed, self.distribution, self.backend = seed, distribution, backend
+
+    def _compiled(self, device: torch.device) -> bool:
+        if self.backend == "numba" and device.type != "cpu":
+            raise UserError(f"noise: backend numba must be on device cpu, got {device}")
+        return self.backend != "torch" and device.type == "cpu"
+
+    def fill(self, name: str, step: int, draw: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Entries [start, start + count) of direction (step, draw) of tensor `name`: float32 [count]."""
+        device = torch.device(device)
+        if self._compiled(device):
+            out = np.empty(count, np.float32)
+            cpu.fill(self.distribution, self.seed, name, step, draw, start, out)
+            return torch.from_numpy(out)
+        index = torch.arange(start, start + count, device=device)
+        return reference.values(self.distribution, self.seed, name, step, draw, index)
+
+    def gather(self, name: str, step: int, draws: Sequence[int], index: Tensor) -> Tensor:
+        """Entries at flat positions `index` (int64 [s]) of several directions of one step: float32 [len(draws), s]."""
+        if self._compiled(index.device):
+            out = np.empty((len(draws), index.numel()), np.float32)
+            cpu.gather(self.distribution, self.seed, name, step, np.asarray(draws, np.int64), index.numpy(), out)
+            return torch.from_numpy(out)
+        rows = [reference.values(self.distribution, self.seed, name, step, draw, index) for draw in draws]
+        return torch.stack(rows)
+
+    def select(self, name: str, step: int, size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """`count` distinct positions of range(size) for block `name` at `step`, sorted: int64 [count]."""
+        if self.backend != "torch":
+            return torch.from_numpy(cpu.select(self.seed, name, step, size, count)).to(device)
+        return reference.select(self.seed, name, step, size, count).to(device)

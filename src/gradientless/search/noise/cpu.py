@@ -1,0 +1,221 @@
+"""The noise function compiled for CPU with numba: the same bits as `reference`, much sooner.
+
+The loops mirror `reference` operation by operation. numba emits no fused multiply-add unless asked for fast math,
+which would change the last bit of Gaussian values; so fast math stays off here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from gradientless.search.noise import reference as ref
+
+_u32, _u64, _f32 = np.uint32, np.uint64, np.float32
+_M0, _M1 = _u64(0xD2511F53), _u64(0xCD9E8D57)
+_W0, _W1 = _u32(0x9E3779B9), _u32(0xBB67AE85)
+_L = tuple(_f32(c) for c in ref.LOG)
+_LN2_HIGH, _LN2_LOW, _SQRT_HALF = _f32(ref.LN2_HIGH), _f32(ref.LN2_LOW), _f32(ref.SQRT_HALF)
+_S0, _S1, _S2 = (_f32(c) for c in ref.SIN)
+_C0, _C1, _C2 = (_f32(c) for c in ref.COS)
+_TURN, _HALF, _ONE, _TWO = _f32(ref.TURN), _f32(0.5), _f32(1.0), _f32(2.0)
+_NEAR = _f32(0.35355338)
+_RADEMACHER, _NEAR_NORMAL, _GAUSSIAN = ref.RADEMACHER, ref.NEAR_NORMAL, ref.GAUSSIAN
+
+_compile = numba.njit(cache=True, nogil=True)
+
+
+@numba.njit(inline="always")
+def _philox(k0, k1, c0, c1, c2, c3):
+    for _ in range(10):
+        p0 = _M0 * _u64(c0)
+        p1 = _M1 * _u64(c2)
+        c0, c1, c2, c3 = (
+            _u32(_u32(p1 >> _u64(32)) ^ c1 ^ k0),
+            _u32(p1 & _u64(0xFFFFFFFF)),
+            _u32(_u32(p0 >> _u64(32)) ^ c3 ^ k1),
+            _u32(p0 & _u64(0xFFFFFFFF)),
+        )
+        k0 = _u32(k0 + _W0)
+        k1 = _u32(k1 + _W1)
+    return c0, c1, c2, c3
+
+
+@numba.njit(inline="always")
+def _log(word):
+    fraction, exponent = math.frexp(_f32((word >> _u32(8)) + _u32(1)))
+    f = _f32(fraction)
+    e = exponent - 24
+    if f < _SQRT_HALF:
+        f = f + f
+        e -= 1
+    x = f - _ONE
+    k = _f32(e)
+    z = x * x
+    p = _L[0]
+    for i in range(1, 9):
+        p = p * x + _L[i]
+    y = x * z * p
+    y = y + k * _LN2_LOW
+    y = y - _HALF * z
+    return x + y + k * _LN2_HIGH
+
+
+@numba.njit(inline="always")
+def _box_muller(a, b):
+    radius = _f32(math.sqrt(-_TWO * _log(a)))
+    angle = np.int64(b >> _u32(8))
+    quadrant = (angle + (1 << 21)) >> 22
+    t = _f32(angle - (quadrant << 22)) * _TURN
+    z = t * t
+    s = ((_S0 * z + _S1) * z + _S2) * z * t + t
+    c = ((_C0 * z + _C1) * z + _C2) * z * z - _HALF * z + _ONE
+    if quadrant & 1:
+        c, s = s, c
+    if (quadrant + 1) & 2:
+        c = -c
+    if quadrant & 2:
+        s = -s
+    return radius * c, radius * s
+
+
+@numba.njit(inline="always")
+def _popcount(word):
+    word = word - ((word >> _u32(1)) & _u32(0x55555555))
+    word = (word & _u32(0x33333333)) + ((word >> _u32(2)) & _u32(0x33333333))
+    word = (word + (word >> _u32(4))) & _u32(0x0F0F0F0F)
+    return _u32(word * _u32(0x01010101)) >> _u32(24)
+
+
+@numba.njit(inline="always")
+def _near(word):
+    return _f32(np.int64(_popcount(word)) - 16) * _NEAR
+
+
+@numba.njit(inline="always")
+def _words(k0, k1, stream, step, draw, block):
+    return _philox(
+        k0, k1, _u32(block & 0xFFFFFFFF), _u32((stream << 24) | (block >> 32)), _u32(step), _u32(draw)
+    )
+
+
+@_compile
+def _fill_group(stream, k0, k1, step, draw, start, out, block):
+    """Write the entries of counter `block` that lie in [start, start + len(out))."""
+    w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, block)
+    if stream == _RADEMACHER:
+        words = (w0, w1, w2, w3)
+        for j in range(4):
+            word = words[j]
+            for bit in range(32):
+                i = block * 128 + j * 32 + bit - start
+                if 0 <= i < out.size:
+                    out[i] = _f32(1 - 2 * np.int64((word >> _u32(bit)) & _u32(1)))
+        return
+    if stream == _NEAR_NORMAL:
+        v0, v1, v2, v3 = _near(w0), _near(w1), _near(w2), _near(w3)
+    else:
+        v0, v1 = _box_muller(w0, w1)
+        v2, v3 = _box_muller(w2, w3)
+    values = (v0, v1, v2, v3)
+    for j in range(4):
+        i = block * 4 + j - start
+        if 0 <= i < out.size:
+            out[i] = values[j]
+
+
+@_compile
+def _fill_serial(stream, k0, k1, step, draw, start, out, first, last):
+    for block in range(first, last):
+        _fill_group(stream, k0, k1, step, draw, start, out, block)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _fill_parallel(stream, k0, k1, step, draw, start, out, first, last):
+    for block in numba.prange(first, last):
+        _fill_group(stream, k0, k1, step, draw, start, out, block)
+
+
+@_compile
+def _gather(stream, k0, k1, step, draws, index, out):
+    for row in range(draws.size):
+        draw = draws[row]
+        for j in range(index.size):
+            i = index[j]
+            if stream == _RADEMACHER:
+                w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, i // 128)
+                place = i % 128
+                word = (w0, w1, w2, w3)[place // 32]
+                out[row, j] = _f32(1 - 2 * np.int64((word >> _u32(place % 32)) & _u32(1)))
+            else:
+                w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, i // 4)
+                place = i % 4
+                if stream == _NEAR_NORMAL:
+                    out[row, j] = _near((w0, w1, w2, w3)[place])
+                else:
+                    if place < 2:
+                        c, s = _box_muller(w0, w1)
+                    else:
+                        c, s = _box_muller(w2, w3)
+                    out[row, j] = c if place % 2 == 0 else s
+
+
+@_compile
+def _select(keys, half, size, out):
+    mask = _u32((1 << half) - 1)
+    for j in range(out.size):
+        x = j
+        while True:
+            left, right = _u32(x >> half), _u32(x) & mask
+            for r in range(8):
+                h = right ^ keys[r]
+                h ^= h >> _u32(16)
+                h = _u32(h * _u32(0x85EBCA6B))
+                h ^= h >> _u32(13)
+                h = _u32(h * _u32(0xC2B2AE35))
+                h ^= h >> _u32(16)
+                left, right = right, left ^ (h & mask)
+            x = (np.int64(left) << half) | np.int64(right)
+            if x < size:
+                break
+        out[j] = x
+    out.sort()
+
+
+_PARALLEL_FROM = 1 << 15  # entries below which starting threads costs more than they save
+
+
+def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: int, out: np.ndarray) -> None:
+    """Write entries [start, start + len(out)) of the noise of `name` into `out` (float32)."""
+    k0, k1 = ref.key_of(seed, name)
+    group = ref.GROUP[distribution]
+    first, last = start // group, -(-(start + out.size) // group)
+    run = _fill_parallel if out.size >= _PARALLEL_FROM else _fill_serial
+    run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
+
+
+def gather(
+    distribution: str, seed: int, name: str, step: int, draws: np.ndarray, index: np.ndarray, out: np.ndarray
+) -> None:
+    """Write noise at flat positions `index` (int64 [s]) for each of `draws` (int64 [n]) into `out` (float32 [n, s])."""
+    k0, k1 = ref.key_of(seed, name)
+    _gather(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draws, index, out)
+
+
+@_compile
+def _round_keys(k0, k1, stream, step):
+    keys = np.empty(8, np.uint32)
+    keys[0], keys[1], keys[2], keys[3] = _words(k0, k1, stream, step, 0, 0)
+    keys[4], keys[5], keys[6], keys[7] = _words(k0, k1, stream, step, 0, 1)
+    return keys
+
+
+def select(seed: int, name: str, step: int, size: int, count: int) -> np.ndarray:
+    """As `reference.select`: int64 [count], sorted."""
+    k0, k1 = ref.key_of(seed, name)
+    half = max(1, -(-max(1, (size - 1).bit_length()) // 2))
+    out = np.empty(count, np.int64)
+    _select(_round_keys(_u32(k0), _u32(k1), ref.SELECT, step), half, size, out)
+    return out

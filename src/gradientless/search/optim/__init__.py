@@ -1,0 +1,33 @@
+"""Optimizers that need only values of the loss, and torch's own first-order ones to compare them with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from gradientless.search.optim.base import ForwardOptimizer
+from gradientless.search.optim.gld import GLD
+from gradientless.search.optim.gldsearch import GLDSearch
+from gradientless.search.optim.smtp import SMTP
+from gradientless.search.optim.stp import STP
+
+OPTIMIZERS: dict[str, type[ForwardOptimizer]] = {"gld": GLD, "gldsearch": GLDSearch, "stp": STP, "smtp": SMTP}
+
+
+class FirstOrder(NamedTuple):
+    """A torch optimizer and the options with which its registry name means it."""
+
+    type: type[torch.optim.Optimizer]
+    defaults: dict[str, Any]
+
+
+FIRST_ORDER: dict[str, FirstOrder] = {
+    "sgd": FirstOrder(torch.optim.SGD, {"lr": 1e-2, "weight_decay": 0.0}),
+    "momentum": FirstOrder(torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.0}),
+    "nesterov": FirstOrder(torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0}),
+    "adam": FirstOrder(torch.optim.Adam, {"lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}),
+    "adamw": FirstOrder(torch.optim.AdamW, {"lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+}
+
+__all__ = ["FIRST_ORDER", "GLD", "OPTIMIZERS", "SMTP", "STP", "FirstOrder", "ForwardOptimizer", "GLDSearch"]

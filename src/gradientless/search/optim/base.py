@@ -1,0 +1,422 @@
+"""The shell of every search: a `torch.optim.Optimizer` that holds a conversation with a generator, and its replay.
+
+A search method implements `search(t)`: it yields requests (`Losses`, `Rank`), is sent the answers, and returns one
+`Update`. The shell measures, adds norm penalties, logs the answers, commits the update. `replay` runs the same
+generator on logged answers.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradientless.delta import Delta
+from gradientless.errors import UserError
+from gradientless.search.evaluators import Evaluator, evaluator
+from gradientless.search.noise import Noise
+from gradientless.search.points import ORIGIN, Losses, Point, Rank, Ranking, Request, Update
+from gradientless.search.space import Block, Space
+from gradientless.search.trajectory import Trajectory
+
+Conversation = Generator[Request, Any, Update]
+
+
+def f32(value: float) -> float:
+    """`value` rounded to single precision, as the log holds it."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+class ForwardOptimizer(torch.optim.Optimizer):
+    """A torch optimizer that needs only values of the loss.
+
+    params: an iterable of tensors, of (name, tensor) pairs such as `model.named_parameters()`, or of groups (dicts
+        with "params" and options). Tensors that do not require gradients are left out. Names key the noise; tensors
+        without a name are called "param.0", "param.1", … in their order.
+    defaults: options of every group; "lr" is the number that torch's LR schedulers move.
+    seed, noise: see `Noise`.
+    check: evaluate one point twice in the first step and warn when the losses differ.
+    """
+
+    name = "ForwardOptimizer"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        seed: int = 0,
+        noise: str = "gaussian",
+        check: bool = True,
+    ):
+        groups = self._named_groups(params, defaults)
+        self._ready = False
+        super().__init__(groups, defaults)
+        self._ready = True
+        self.t = 0
+        self.forward_passes = 0
+        self.check = check
+        self.trajectory: Trajectory | None = None
+        self.predicted_lr: Callable[[int], Sequence[float]] | None = None  # where a configuration sets the rates
+        self._last_lr: list[float] | None = None
+        self._ranked = False
+        self._noise = Noise(seed, noise)
+        self._build()
+
+    # Parameters ------------------------------------------------------------------------------------------------------
+
+    def _named_groups(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+        items = list(params)
+        groups = items if items and isinstance(items[0], dict) else [{"params": items}]
+        names: set[str] = set()
+        count = 0
+        ready = []
+        for group in groups:
+            strange = set(group) - set(defaults) - {"params", "names", "param_names", "initial_lr"}
+            if strange:
+                raise UserError(f"{self.name}: group options must be among {sorted(defaults)}, got {sorted(strange)}")
+            tensors, own = [], []
+            given = list(group["params"]) if not isinstance(group["params"], Tensor) else [group["params"]]
+            for position, item in enumerate(given):
+                if isinstance(item, tuple):
+                    name, tensor = item
+                else:
+                    known = group.get("names") or group.get("param_names")
+                    name, tensor = (known[position] if known else f"param.{count}"), item
+                count += 1
+                if not isinstance(tensor, Tensor):
+                    raise UserError(f"{self.name}: params must be tensors or (name, tensor), got {type(tensor).__name__}")
+                if not tensor.requires_grad:
+                    continue
+                if name in names:
+                    raise UserError(f"{self.name}: parameter names must be distinct, got '{name}' twice")
+                names.add(name)
+                tensors.append(tensor)
+                own.append(name)
+            if tensors:
+                ready.append({**group, "params": tensors, "names": own})
+        if not ready:
+            raise UserError(f"{self.name}: params must hold at least one tensor that requires_grad, got none")
+        return ready
+
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Add tensors. After construction: names must be given, as (name, tensor) pairs."""
+        if not self._ready:
+            super().add_param_group(group)
+            return
+        for item in group["params"]:
+            if not isinstance(item, tuple):
+                raise UserError(f"{self.name}: a later group must give (name, tensor) pairs, got a bare tensor")
+        (named,) = self._named_groups([group], self.defaults)
+        taken = set(named["names"]) & set(self.space.tensors)
+        if taken:
+            raise UserError(f"{self.name}: parameter names must be distinct, got '{min(taken)}' twice")
+        super().add_param_group(named)
+        self._build()
+
+    def _build(self) -> None:
+        tensors = {name: p for group in self.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+        for group in self.param_groups:
+            self.check_group(group)
+        self._group_of = {name: group for group in self.param_groups for name in group["names"]}
+        self.space = Space(tensors, self._noise, self.blocks())
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise `UserError` for options that make no sense, naming the tensor."""
+
+    def blocks(self) -> list[Block]:
+        """The blocks that this search addresses beyond ALL."""
+        return []
+
+    def group(self, block: str) -> dict[str, Any]:
+        """The parameter group of a block: of its tensor, or of the first tensor for blocks of several."""
+        return self._group_of.get(block, self.param_groups[0])
+
+    # The conversation ------------------------------------------------------------------------------------------------
+
+    def search(self, t: int) -> Conversation:
+        """One step of the method; see the module docstring."""
+        raise TypeError(f"{type(self).__name__} must define search(t)")
+
+    def pending(self) -> Point:
+        """What `finish` commits: options not yet taken. Nothing for most methods."""
+        return ORIGIN
+
+    def alive(self) -> set[tuple[str, int]]:
+        """(block, birth) of every selection that a pending direction still mentions."""
+        return set()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
+        """One step. closure: returns the loss at the weights as they stand, a scalar; it must see the same batch each
+        time it is called within a step and must not call backward. Returns the loss that the step reports."""
+        if not callable(closure):
+            raise UserError(f"{self.name}: step needs a closure that returns the loss, got {type(closure).__name__}")
+        where = evaluator(self.space, closure)
+        if self.check:
+            self.check = False
+            self._check_repeatable(where)
+        log = bytearray()
+        self._log_lr(log)
+        for block in self.space.due(self.t):
+            index = self._select(block, closure).cpu().numpy().astype("<i8").tobytes()
+            log += index if block.selection == "fisher" else struct.pack("<I", zlib.crc32(index))
+        self._ranked = False
+        update = self._converse(lambda request: self._measure(request, where, log))
+        loss = f32(update.loss)
+        if self._ranked:  # decisions do not tell the loss; answers to `Losses` do
+            log += struct.pack("<f", loss)
+        if self.trajectory is not None:
+            self.trajectory.append(bytes(log))
+        self._commit(update)
+        return loss
+
+    @torch.no_grad()
+    def replay_step(self, payload: bytes) -> float:
+        """Repeat the step that logged `payload`, without a model. Returns the loss that the step reported."""
+        record = _Record(payload)
+        self._read_lr(record)
+        for block in self.space.due(self.t):
+            if block.selection == "fisher":
+                assert block.entries is not None
+                self.space.install(block, self.t, record.int64(block.entries))
+                continue
+            index = self._select(block, None).cpu().numpy().astype("<i8").tobytes()
+            if zlib.crc32(index) != record.uint32():
+                raise UserError(f"replay: step {self.t} must select the logged entries of '{block.name}'; another base?")
+        self._ranked = False
+        update = self._converse(lambda request: self._recall(request, record))
+        loss = record.floats(1)[0] if self._ranked else f32(update.loss)
+        record.end()
+        self._commit(update)
+        return loss
+
+    def _converse(self, answer: Callable[[Request], Any]) -> Update:
+        talk = self.search(self.t)
+        try:
+            request = next(talk)
+            while True:
+                request = talk.send(answer(request))
+        except StopIteration as stop:
+            update: Update = stop.value
+            return update
+
+    def _commit(self, update: Update) -> None:
+        self.space.add(update.point)
+        if update.buffers:
+            self.space.update_buffers(update.buffers)
+        self.space.end_step()
+        self.t += 1
+        self.space.forget(self.t, self.alive())
+
+    def finish(self) -> None:
+        """Commit what is still pending; call once, after the last step."""
+        self.space.add(self.pending())
+        self.space.end_step()
+
+    def _select(self, block: Block, closure: Any) -> Tensor:
+        if block.selection == "magnitude":
+            return self.space.choose(block, self.t, self.space.magnitudes(block))
+        importance = getattr(closure, "importance", None)
+        if importance is None:
+            raise UserError(
+                f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step), got none; "
+                "use selection 'random' or 'magnitude'"
+            )
+        scores = torch.cat([importance(name, self.t).view(-1) for name in block.tensors])
+        return self.space.choose(block, self.t, scores)
+
+    def _check_repeatable(self, where: Evaluator) -> None:
+        first, second = where.losses([ORIGIN, ORIGIN])
+        self.forward_passes += 2
+        if first != second and not (math.isnan(first) and math.isnan(second)):
+            warnings.warn(
+                f"{self.name}: the loss at one point must not change within a step, got {first:.6g} then {second:.6g}; "
+                "is dropout on (call model.eval()), or does the closure draw a new batch?",
+                stacklevel=3,
+            )
+
+    # Answers ---------------------------------------------------------------------------------------------------------
+
+    def _penalised(self, losses: Sequence[float], points: Sequence[Point], block: str) -> list[float]:
+        """J = L + λ‖θ‖₂ (or λ‖θ‖₂²) of the tensors searched (thesis, Eq. 4.3 and 2.8)."""
+        total = list(losses)
+        changes: list[list[Delta]] | None = None
+        for name in self.space.block(block).tensors:
+            group = self._group_of[name]
+            weight = group.get("penalty", 0.0)
+            if not weight:
+                continue
+            if changes is None:
+                changes = self.space.deltas(points)
+            for i, squared in enumerate(self.space.squared_norms(name, changes)):
+                total[i] += weight * (squared if group.get("squared") else math.sqrt(max(squared, 0.0)))
+        return total
+
+    def _measure(self, request: Request, where: Evaluator, log: bytearray) -> Any:
+        if isinstance(request, Losses):
+            losses = self._penalised(where.losses(request.points), request.points, request.block)
+            self.forward_passes += len(losses)
+            log += struct.pack(f"<{len(losses)}f", *losses)
+            return [f32(loss) for loss in losses]
+        self._ranked = True
+        flat = [terms for group in request.groups for terms in group]
+        raw = where.losses(flat)
+        self.forward_passes += len(raw)
+        order, best, gains, lowest = [], [], [], math.inf
+        start = 0
+        for group, block in zip(request.groups, request.blocks, strict=True):
+            losses = raw[start : start + len(group)]
+            total = self._penalised(losses, group, block)
+            start += len(group)
+            key = [math.inf if math.isnan(loss) else loss for loss in total]
+            ranked = sorted(range(len(key)), key=key.__getitem__)[: request.keep]
+            order.append(ranked)
+            best.append(key[ranked[0]])
+            gains.append(f32(key[0] - key[ranked[0]]) if key[0] < math.inf else 0.0)
+            lowest = min(lowest, losses[ranked[0]])
+        groups = sorted(range(len(best)), key=best.__getitem__)
+        log += bytes(i for ranked in order for i in ranked)
+        if len(groups) > 1:
+            log += struct.pack(f"<{len(groups)}H", *groups)
+        if request.improvement:
+            log += struct.pack(f"<{len(gains)}f", *gains)
+        return Ranking(order, groups, lowest, gains)
+
+    def _recall(self, request: Request, record: _Record) -> Any:
+        if isinstance(request, Losses):
+            self.forward_passes += len(request.points)
+            return record.floats(len(request.points))
+        self._ranked = True
+        self.forward_passes += sum(len(group) for group in request.groups)
+        order = [record.bytes(min(request.keep, len(group))) for group in request.groups]
+        groups = record.uint16(len(order)) if len(order) > 1 else [0]
+        gains = record.floats(len(order)) if request.improvement else []
+        return Ranking(order, groups, math.nan, gains)
+
+    def _log_lr(self, log: bytearray) -> None:
+        """Log the rates of this step when they changed, unless a configuration predicts them."""
+        if self.trajectory is None or self.predicted_lr is not None:
+            return
+        rates = [float(group["lr"]) for group in self.param_groups]
+        if self._last_lr == rates:
+            log.append(0)
+            return
+        self._last_lr = rates
+        log.append(len(rates))
+        log += struct.pack(f"<{len(rates)}d", *rates)
+
+    def _read_lr(self, record: _Record) -> None:
+        if self.predicted_lr is not None:
+            rates = self.predicted_lr(self.t)
+        else:
+            (count,) = record.bytes(1)
+            if not count:
+                return
+            rates = record.doubles(count)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def search_state(self) -> dict[str, Any]:
+        """The method's own state as JSON-able data; Points as nested lists."""
+        return {}
+
+    def load_search_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `search_state` gave."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups as torch has them, and under "search" the step, the method's state, live selections and buffers."""
+        state = super().state_dict()
+        state["search"] = {
+            "t": self.t,
+            "forward_passes": self.forward_passes,
+            "seed": self._noise.seed,
+            "noise": self._noise.distribution,
+            "method": self.search_state(),
+            "chosen": {f"{birth} {block}": index for (block, birth), index in self.space.chosen.items()},
+            "buffers": {name: dict(tensors) for name, tensors in self.space.buffers.items()},
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        try:
+            search = state_dict["search"]
+        except KeyError:
+            raise UserError(f"{self.name}: state_dict must come from a forward optimizer, got no 'search'") from None
+        if (search["seed"], search["noise"]) != (self._noise.seed, self._noise.distribution):
+            raise UserError(
+                f"{self.name}: state_dict must have seed {self._noise.seed} and noise {self._noise.distribution}, "
+                f"got {search['seed']} and {search['noise']}"
+            )
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
+        self._build()
+        self.t, self.forward_passes = search["t"], search["forward_passes"]
+        for label, index in search["chosen"].items():
+            birth, block = label.split(" ", 1)
+            self.space.chosen[block, int(birth)] = index
+        for name, tensors in search["buffers"].items():
+            for key, value in tensors.items():
+                self.space.buffer(name)[key].copy_(value)
+        self.load_search_state(search["method"])
+        self.check = self.check and self.t == 0
+
+    # Log and replay --------------------------------------------------------------------------------------------------
+
+    def record(self, path: Any, header: Mapping[str, Any] | None = None) -> Trajectory:
+        """From now on, log every step to a new trajectory at `path`."""
+        self.trajectory = Trajectory(path, {"optimizer": self.name, "seed": self._noise.seed, **(header or {})})
+        return self.trajectory
+
+    def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
+        """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
+        log = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        for payload in log:
+            self.replay_step(payload)
+        if finish:
+            self.finish()
+        return len(log)
+
+
+class _Record:
+    """Reads one payload from its beginning."""
+
+    def __init__(self, payload: bytes):
+        self._payload, self._at = payload, 0
+
+    def _take(self, count: int) -> bytes:
+        taken = self._payload[self._at : self._at + count]
+        if len(taken) < count:
+            raise UserError("replay: a record must hold what the optimizer asks for, got a shorter one; other options?")
+        self._at += count
+        return taken
+
+    def bytes(self, count: int) -> list[int]:
+        return list(self._take(count))
+
+    def floats(self, count: int) -> list[float]:
+        return list(struct.unpack(f"<{count}f", self._take(4 * count)))
+
+    def doubles(self, count: int) -> list[float]:
+        return list(struct.unpack(f"<{count}d", self._take(8 * count)))
+
+    def uint16(self, count: int) -> list[int]:
+        return list(struct.unpack(f"<{count}H", self._take(2 * count)))
+
+    def int64(self, count: int) -> Tensor:
+        return torch.frombuffer(bytearray(self._take(8 * count)), dtype=torch.int64).clone()
+
+    def uint32(self) -> int:
+        return int(struct.unpack("<I", self._take(4))[0])
+
+    def end(self) -> None:
+        if self._at != len(self._payload):
+            raise UserError("replay: a record must hold what the optimizer asks for, got a longer one; other options?")

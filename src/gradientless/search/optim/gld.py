@@ -1,0 +1,205 @@
+"""GLD: Gradientless Descent for fine-tuning, tensors in turn, a binary search over radii in each.
+
+Coslu, "Gradientless Optimization for Language Model Finetuning" (master's thesis, TU München, 2024): Algorithm 1,
+sections 3.1 and 3.2, Eq. 4.3, and the extensions that its chapter 5 proposes; Algorithm 2 stands in `options`. The
+base is Golovin et al., "Gradientless Descent", ICLR 2020 (arXiv 1911.06317).
+
+    for each tensor θ in turn:  i ← selected entries;  r_k = 2^-k R,  v_k ~ r_k N(0, I),  k = 0 … K-1
+                                θ(i) ← best of { θ(i), θ(i) + v_k }  by  J = L + λ ‖θ‖₂
+
+Differs from the paper: k starts at 0, so that the radii are R, R/2, …, 2^(1-K) R as the thesis's text and its code
+have them, where Algorithm 1 prints 2^-k R from k = 1. Chapter 5 gives ideas without formulas; they are read as:
+`pool`, one set of s entries over all tensors; `sweep="parallel"`, the candidates of all tensors measured at the
+weights the step began with, each tensor taking its own best; `momentum` μ, candidates shifted by m, with
+m ← μ m + (1 - μ) w u for the accepted update u (zero when nothing was accepted) and w = 1, or with
+`momentum_weighted` the improvement of u over the mean improvement of accepted updates so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from gradientless.errors import UserError, unknown
+from gradientless.search.optim.base import Conversation, ForwardOptimizer
+from gradientless.search.optim.options import OptionTrees
+from gradientless.search.points import ORIGIN, POOL, BufferUpdate, Direction, Point, Rank, Update, point, scaled
+from gradientless.search.selection import check
+from gradientless.search.space import Block
+
+SWEEPS = ("turns", "parallel")
+
+
+class GLD(ForwardOptimizer):
+    """Gradientless Descent; see the module docstring. Options marked * may differ by parameter group.
+
+    radius*: R, the largest radius, in units of the weights; becomes group["lr"], so torch's schedulers move it.
+    candidates*: K, radii tried per tensor.
+    entries*: s, entries that move at once; a tensor of at most s entries moves whole. None: all.
+    selection*: 'random', 'magnitude', 'fisher' (needs a closure with `importance`), 'fixed' (with `indices`) or 'all'.
+    reselect_every*: steps that a selection lasts. indices*: flat positions of the one tensor of a 'fixed' group.
+    penalty*: λ of the tensor searched. squared*: the squared norm (Eq. 2.8) instead of the plain one (Eq. 4.3).
+    options: (m, levels) of Algorithm 2; None is Algorithm 1. confirm: see `options`.
+    pool: draw the s entries (of the first group) from all tensors as from one vector.
+    sweep: 'turns' or 'parallel'. momentum, momentum_weighted: see the module docstring.
+    Raises UserError for values out of range, with the tensor's name where it is about one.
+    """
+
+    name = "GLD"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        radius: float = 5e-3,
+        candidates: int = 5,
+        entries: int | None = None,
+        selection: str = "random",
+        reselect_every: int = 1,
+        indices: Any = None,
+        penalty: float = 0.0,
+        squared: bool = False,
+        options: tuple[int, int] | None = None,
+        confirm: bool = False,
+        pool: bool = False,
+        sweep: str = "turns",
+        momentum: float = 0.0,
+        momentum_weighted: bool = False,
+        *,
+        seed: int = 0,
+        noise: str = "gaussian",
+        check: bool = True,
+    ):
+        if sweep not in SWEEPS:
+            raise unknown("GLD", "sweep", sweep, SWEEPS)
+        if not 0.0 <= momentum < 1.0:
+            raise UserError(f"GLD: momentum must be in [0, 1), got {momentum}")
+        if momentum_weighted and not momentum:
+            raise UserError("GLD: momentum_weighted must come with momentum > 0, got momentum 0")
+        if confirm and options is None:
+            raise UserError("GLD: confirm must come with options, got options None")
+        if options is not None and (sweep != "turns" or momentum or pool):
+            raise UserError("GLD: options must stand alone, got them with pool, momentum or sweep 'parallel'")
+        self.pool, self.sweep, self.momentum, self.momentum_weighted = pool, sweep, momentum, momentum_weighted
+        self.trees = None if options is None else OptionTrees(*self._option_shape(options), confirm)
+        self._gain_sum, self._gain_count = 0.0, 0
+        defaults = {
+            "lr": radius,
+            "candidates": candidates,
+            "entries": entries,
+            "selection": selection,
+            "reselect_every": reselect_every,
+            "indices": indices,
+            "penalty": penalty,
+            "squared": squared,
+        }
+        super().__init__(params, defaults, seed=seed, noise=noise, check=check)
+
+    @staticmethod
+    def _option_shape(options: Any) -> tuple[int, int]:
+        pair = tuple(options) if isinstance(options, (tuple, list)) else ()
+        if len(pair) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pair):
+            raise UserError(f"GLD: options must be two integers >= 1 (options per level, levels), got {options!r}")
+        return pair[0], pair[1]
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        for name, tensor in zip(group["names"], group["params"], strict=True):
+            if not group["lr"] > 0 or group["lr"] == float("inf"):
+                raise UserError(f"GLD: radius must be > 0 and finite for tensor '{name}', got {group['lr']}")
+            for key in ("candidates", "reselect_every"):
+                if isinstance(group[key], bool) or not isinstance(group[key], int) or group[key] < 1:
+                    raise UserError(f"GLD: {key} must be an integer >= 1 for tensor '{name}', got {group[key]!r}")
+            if group["candidates"] > 200:
+                raise UserError(f"GLD: candidates must be <= 200 for tensor '{name}', got {group['candidates']}")
+            if not group["penalty"] >= 0:
+                raise UserError(f"GLD: penalty must be >= 0 for tensor '{name}', got {group['penalty']}")
+            check("GLD", group["selection"], group["entries"], group["indices"], name, tensor.numel())
+        if group["indices"] is not None and len(group["params"]) > 1:
+            raise UserError("GLD: indices must be given for a group of one tensor")
+        if self.trees is not None and group["candidates"] + 1 < self.trees.width:
+            raise UserError(
+                f"GLD: options per level must be <= candidates + 1 = {group['candidates'] + 1}, got {self.trees.width}"
+            )
+
+    def blocks(self) -> list[Block]:
+        if self.pool:
+            group = self.param_groups[0]
+            names = tuple(name for each in self.param_groups for name in each["names"])
+            sizes = sum(p.numel() for each in self.param_groups for p in each["params"])
+            return [Block(POOL, names, sizes, group["entries"], group["selection"], group["reselect_every"])]
+        found = []
+        for group in self.param_groups:
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                fixed = None if group["indices"] is None else torch.as_tensor(group["indices"]).view(-1).long()
+                selection, every = group["selection"], group["reselect_every"]
+                found.append(Block(name, (name,), tensor.numel(), group["entries"], selection, every, fixed))
+        return found
+
+    def perturbations(self, t: int, block: str) -> list[Point]:
+        """v_0 … v_{K-1} of the block."""
+        group = self.group(block)
+        return [point(group["lr"] * 2.0**-k, Direction(t, k, block)) for k in range(group["candidates"])]
+
+    def search(self, t: int) -> Conversation:
+        if self.trees is not None:
+            return self.trees.search(t, list(self.space.blocks), self.perturbations)
+        return self._parallel(t) if self.sweep == "parallel" else self._turns(t)
+
+    def _candidates(self, t: int, block: str, here: Point) -> list[Point]:
+        shift: Point = ()
+        if self.momentum and "momentum" in self.space.buffers:
+            shift = point(1.0, Direction(t, 0, block, buffer="momentum"))
+        return [here] + [here + v + shift for v in self.perturbations(t, block)]
+
+    def _turns(self, t: int) -> Conversation:
+        here, velocity, loss = ORIGIN, ORIGIN, float("nan")
+        for block in self.space.blocks:
+            candidates = self._candidates(t, block, here)
+            answer = yield Rank([candidates], [block], improvement=self.momentum_weighted)
+            velocity += self._impulse(candidates[answer.best][len(here) :], answer.improvement)
+            here, loss = candidates[answer.best], answer.loss
+        return self._update(here, loss, velocity)
+
+    def _parallel(self, t: int) -> Conversation:
+        blocks = list(self.space.blocks)
+        groups = [self._candidates(t, block, ORIGIN) for block in blocks]
+        answer = yield Rank(groups, blocks, improvement=self.momentum_weighted)
+        winners = [group[order[0]] for group, order in zip(groups, answer.order, strict=True)]
+        gains = [[gain] for gain in answer.improvement] or [[] for _ in blocks]
+        velocity = sum((self._impulse(won, gain) for won, gain in zip(winners, gains, strict=True)), ORIGIN)
+        return self._update(sum(winners, ORIGIN), answer.loss, velocity)
+
+    def _impulse(self, accepted: Point, gain: list[float]) -> Point:
+        """(1 - μ) w u of one tensor."""
+        if not self.momentum or not accepted:
+            return ORIGIN
+        weight = 1.0
+        if self.momentum_weighted:
+            self._gain_sum, self._gain_count = self._gain_sum + gain[0], self._gain_count + 1
+            weight = gain[0] * self._gain_count / self._gain_sum if self._gain_sum > 0 else 1.0
+        return scaled((1.0 - self.momentum) * weight, accepted)
+
+    def _update(self, here: Point, loss: float, velocity: Point) -> Update:
+        if not self.momentum:
+            return Update(here, loss)
+        return Update(here, loss, {"momentum": BufferUpdate(self.momentum, velocity)})
+
+    def pending(self) -> Point:
+        return ORIGIN if self.trees is None else self.trees.pending()
+
+    def alive(self) -> set[tuple[str, int]]:
+        if self.trees is None:
+            return set()
+        return {(d.block, self.space.block(d.block).birth(d.step)) for d in self.trees.directions()}
+
+    def search_state(self) -> dict[str, Any]:
+        trees = None if self.trees is None else self.trees.state()
+        return {"trees": trees, "gains": [self._gain_sum, self._gain_count]}
+
+    def load_search_state(self, state: Mapping[str, Any]) -> None:
+        self._gain_sum, self._gain_count = state["gains"]
+        if (state["trees"] is None) != (self.trees is None):
+            raise UserError("GLD: state_dict must come from a GLD with the same options")
+        if self.trees is not None:
+            self.trees.load(state["trees"])

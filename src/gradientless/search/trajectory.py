@@ -1,0 +1,160 @@
+"""The append-only log of what a run measured: with the configuration, all that is needed to make its weights again.
+
+File: the line `gradientless trajectory 1`, a line of JSON (what the run was: configuration, base checksum), then one
+record a step:
+
+    tag      1 byte: low 7 bits a check sum chained over all records; high bit set when the length is the one before
+    length   4 bytes, little-endian, only when the high bit is clear
+    payload  the answers in the order in which they were given
+
+A record is one write, so a killed process leaves whole records and at most one torn one, which reading drops with a
+word. Damage anywhere else is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gradientless.errors import UserError
+
+MAGIC = b"gradientless trajectory 1\n"
+
+
+class Trajectory:
+    """Records of one run, appended to `path` and read from it.
+
+    `Trajectory(path, header)` starts a new file (refuses an existing one); `Trajectory.open(path)` reads one and goes
+    on after its last whole record.
+    """
+
+    def __init__(self, path: str | Path, header: dict[str, Any]):
+        self.path = Path(path)
+        self.header = header
+        self._ends: list[int] = []  # file offset after each record
+        self._check = self._length = 0
+        self._states: list[tuple[int, int]] = []
+        head = MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
+        try:
+            with open(self.path, "xb") as file:
+                file.write(head)
+        except OSError as error:
+            raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
+        self._start = len(head)
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._file.seek(self._start)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Trajectory:
+        """Read an existing log; a torn last record is cut off with a warning."""
+        self = cls.__new__(cls)
+        self.path = Path(path)
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"trajectory: {path} must be readable: {error.strerror}") from None
+        end = data.find(b"\n", len(MAGIC))
+        if not data.startswith(MAGIC) or end < 0:
+            raise UserError(f"trajectory: {path} must begin with '{MAGIC.decode().strip()}', got another file")
+        try:
+            self.header = json.loads(data[len(MAGIC) : end])
+        except ValueError:
+            raise UserError(f"trajectory: {path} must have a header of JSON, got a damaged line 2") from None
+        self._start = end + 1
+        self._ends, self._states, self._check, self._length = [], [], 0, 0
+        position = self._start
+        while position < len(data):
+            after = self._parse(data, position)
+            if after is None:
+                if self._is_whole_elsewhere(data, position):
+                    raise UserError(f"trajectory: {path} is damaged at step {len(self._ends)}; its check sum differs")
+                warnings.warn(
+                    f"trajectory: {path}: the torn record of step {len(self._ends)} was cut off", stacklevel=2
+                )
+                break
+            position = after
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._file.truncate(position)
+        self._file.seek(position)
+        return self
+
+    def _frame(self, data: bytes, position: int) -> tuple[int, int, int] | None:
+        """(tag, payload start, payload length) of the record at `position`; None when the file ends within it."""
+        tag = data[position]
+        start = position + 1
+        length = self._length
+        if not tag & 0x80:
+            if len(data) < start + 4:
+                return None
+            (length,) = struct.unpack_from("<I", data, start)
+            start += 4
+        return (tag, start, length) if start + length <= len(data) else None
+
+    def _parse(self, data: bytes, position: int) -> int | None:
+        frame = self._frame(data, position)
+        if frame is None:
+            return None
+        tag, start, length = frame
+        check = zlib.crc32(data[start : start + length], self._check)
+        if check & 0x7F != tag & 0x7F:
+            return None
+        self._check, self._length = check, length
+        self._ends.append(start + length)
+        self._states.append((check, length))
+        return start + length
+
+    def _is_whole_elsewhere(self, data: bytes, position: int) -> bool:
+        """Whether the record at `position` is not the file's last one: then it is damaged, not torn."""
+        frame = self._frame(data, position)
+        return frame is not None and frame[1] + frame[2] < len(data)
+
+    def __len__(self) -> int:
+        """Whole records, that is, steps."""
+        return len(self._ends)
+
+    def append(self, payload: bytes) -> None:
+        """Add the record of the next step, in one write."""
+        self._check = zlib.crc32(payload, self._check)
+        tag = self._check & 0x7F
+        if self._ends and len(payload) == self._length:
+            frame = bytes([tag | 0x80]) + payload
+        else:
+            frame = bytes([tag]) + struct.pack("<I", len(payload)) + payload
+        self._length = len(payload)
+        self._file.write(frame)
+        self._ends.append((self._ends[-1] if self._ends else self._start) + len(frame))
+        self._states.append((self._check, self._length))
+
+    def __getitem__(self, step: int) -> bytes:
+        """The payload of record `step`."""
+        end, length = self._ends[step], self._states[step][1]
+        with open(self.path, "rb") as file:
+            file.seek(end - length)
+            return file.read(length)
+
+    def __iter__(self) -> Iterator[bytes]:
+        data = self.path.read_bytes()
+        for end, (_, length) in zip(list(self._ends), list(self._states), strict=True):
+            yield data[end - length : end]
+
+    def truncate(self, steps: int) -> None:
+        """Forget all records after the first `steps`."""
+        if steps >= len(self._ends):
+            return
+        del self._ends[steps:], self._states[steps:]
+        self._check, self._length = self._states[-1] if self._states else (0, 0)
+        self._file.truncate(self._ends[-1] if self._ends else self._start)
+        self._file.seek(0, os.SEEK_END)
+
+    def sync(self) -> None:
+        """Force what was appended onto the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
