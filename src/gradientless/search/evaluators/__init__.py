@@ -14,8 +14,8 @@ EVALUATORS: dict[str, type[Snapshot] | type[Session]] = {"snapshot": Snapshot, "
 
 
 class Evaluator(Protocol):
-    def losses(self, points: Sequence[Point]) -> list[float]:
-        """The loss at each point."""
+    def losses(self, points: Sequence[Point], shared: Point | None = None) -> list[float]:
+        """The loss at each point. shared: terms with which all points (and others, measured before) begin."""
 
 
 def evaluator(space: Space, closure: Callable[[], Any]) -> Evaluator:

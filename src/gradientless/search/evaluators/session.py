@@ -32,8 +32,8 @@ class Session:
         self._session: BatchedSession | None = None
         self._committed = ORIGIN
 
-    def losses(self, points: Sequence[Point]) -> list[float]:
-        shared = common_prefix(points)
+    def losses(self, points: Sequence[Point], shared: Point | None = None) -> list[float]:
+        shared = common_prefix(points) if shared is None else shared
         done = len(self._committed)
         if self._session is None or shared[:done] != self._committed:
             self._session, self._committed, done = self._new(), ORIGIN, 0

@@ -14,7 +14,7 @@ class Snapshot:
     def __init__(self, space: Space, closure: Callable[[], object]):
         self.space, self.closure = space, closure
 
-    def losses(self, points: Sequence[Point]) -> list[float]:
+    def losses(self, points: Sequence[Point], shared: Point | None = None) -> list[float]:
         found = []
         for terms in points:
             with self.space.at(self.space.deltas([terms])[0]):

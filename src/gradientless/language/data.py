@@ -1,0 +1,245 @@
+"""From rows to token batches: a user's own files, splits, encoding, and which rows a step sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradientless.errors import UserError
+from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tasks.base import Example, Splits
+
+VALIDATION_SHARE = 0.1
+
+
+def load_table(
+    path: Path,
+    text_column: str = "text",
+    text_pair_column: str | None = None,
+    label_column: str = "label",
+    validation: Path | None = None,
+    seed: int = 0,
+) -> Splits:
+    """A user's own data: one file, or a folder with train.*, dev.* (or validation.*) and perhaps test.*.
+
+    Without validation rows a tenth of each class is set aside, drawn by `seed`. Labels may be strings (classes in
+    alphabetical order) or whole numbers (in numerical order; the numbers are the names). A test file without the label
+    column is left out. Raises `UserError` for everything a user can mend.
+    """
+    path = Path(path)
+    columns = (text_column, text_pair_column, label_column)
+    test_file = None
+    if path.is_dir():
+        train_file = _find(path, ("train",))
+        if train_file is None:
+            raise UserError(f"{path}: the folder must hold train.csv, train.tsv or train.jsonl, got none")
+        validation = Path(validation) if validation is not None else _find(path, ("dev", "validation"))
+        test_file = _find(path, ("test",))
+    else:
+        train_file = path
+        validation = Path(validation) if validation is not None else None
+    table = _table(train_file, columns)
+    values = [_label(table, row, label_column) for row in table.rows]
+    names = _class_names(table.path, label_column, values)
+    train = _examples(table, columns, names)
+    test: list[Example] = []
+    if test_file is not None and label_column in (test_table := read_table(test_file)).columns:
+        test = _examples(_table(test_file, columns, test_table), columns, names)
+    if validation is not None:
+        held_out = _examples(_table(validation, columns), columns, names)
+    else:
+        train, held_out = _split(table.path, train, len(names), seed)
+    return Splits(train, held_out, test, names)
+
+
+def _find(folder: Path, stems: Sequence[str]) -> Path | None:
+    found = [folder / (stem + suffix) for stem in stems for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{folder}: must hold one {stems[0]} file, got {', '.join(file.name for file in found)}")
+    return found[0] if found else None
+
+
+Columns = tuple[str, "str | None", str]
+
+
+def _table(path: Path, columns: Columns, table: Table | None = None) -> Table:
+    table = table if table is not None else read_table(path)
+    text, pair, label = columns
+    table.require(text, "text")
+    if pair is not None:
+        table.require(pair, "second text")
+    table.require(label, "label")
+    return table
+
+
+def _label(table: Table, row: Row, column: str) -> str | int:
+    value = row.values.get(column)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        found = "nothing" if value is None or value == "" or isinstance(value, str) else f"{value!r:.40}"
+        raise UserError(
+            f"{table.path}: line {row.line}: column '{column}' must hold a word or a whole number, got {found}"
+        )
+    return value.strip()
+
+
+def _class_names(path: Path, column: str, values: Sequence[str | int]) -> tuple[str, ...]:
+    distinct = {str(value) for value in values}
+    if len(distinct) < 2:
+        raise UserError(f"{path}: column '{column}' must hold at least two classes, got one: '{distinct.pop()}'")
+    if len(distinct) > max(20, len(values) // 2):
+        raise UserError(
+            f"{path}: column '{column}' must hold classes, got {len(distinct)} different values in {len(values)} rows"
+        )
+    numbers = all(_is_integer(name) for name in distinct)
+    return tuple(sorted(distinct, key=int) if numbers else sorted(distinct))
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _examples(table: Table, columns: Columns, names: tuple[str, ...]) -> list[Example]:
+    text, pair, label = columns
+    index = {name: i for i, name in enumerate(names)}
+    examples = []
+    for row in table.rows:
+        name = str(_label(table, row, label))
+        if name not in index:
+            known = ", ".join(names)
+            raise UserError(
+                f"{table.path}: line {row.line}: label must be one of the training data's, got '{name}' "
+                f"(known: {known:.200})"
+            )
+        second = None if pair is None else table.text(row, pair)
+        examples.append(Example(table.text(row, text), index[name], second))
+    return examples
+
+
+def _split(path: Path, rows: list[Example], classes: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """A tenth of each class (at least one row of a class that has two) drawn by `seed`; file order is kept."""
+    labels = np.array([row.label for row in rows])
+    generator = np.random.default_rng(seed)
+    held_out = np.zeros(len(rows), dtype=bool)
+    for label in range(classes):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        if len(members) > 1:
+            held_out[members[: max(1, round(VALIDATION_SHARE * len(members)))]] = True
+    if not held_out.any():
+        raise UserError(
+            f"{path}: some class must have two rows or more to split off validation rows, got one each; "
+            "give a validation file"
+        )
+    parts = ([], [])  # type: tuple[list[Example], list[Example]]
+    for row, out in zip(rows, held_out, strict=True):
+        parts[int(out)].append(row)
+    return parts
+
+
+def class_balance(examples: Sequence[Example], labels: Sequence[str]) -> str:
+    """For people, such as "6824 rows: negative 49.8%, positive 50.2%" (the 10 largest classes)."""
+    counts = Counter(example.label for example in examples)
+    shown = counts.most_common(10) if len(labels) > 10 else [(i, counts[i]) for i in range(len(labels))]
+    shares = ", ".join(f"{labels[i]} {100 * n / max(1, len(examples)):.1f}%" for i, n in shown)
+    rest = f" and {len(labels) - len(shown)} more classes" if len(shown) < len(labels) else ""
+    return f"{len(examples)} rows: {shares}{rest}"
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+    order = generator.permutation(rows).astype(np.int64)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(seed: int, step: int, rows: int, batch_size: int) -> np.ndarray:
+    """Rows of step `step` (from 0): int64 [batch_size], a pure function of its arguments.
+
+    The steps cut an endless chain of permutations of range(rows), one an epoch, into batches of equal size, so that a
+    batch may cross from one epoch into the next.
+    """
+    if rows < 1 or batch_size < 1 or step < 0 or not 0 <= seed < 2**64:
+        raise UserError(
+            "data: rows and batch_size must be >= 1, step >= 0 and seed a non-negative 64-bit number, "
+            f"got {rows}, {batch_size}, {step} and {seed}"
+        )
+    position, end = step * batch_size, (step + 1) * batch_size
+    parts = []
+    while position < end:
+        epoch, offset = divmod(position, rows)
+        part = _permutation(seed, epoch, rows)[offset : offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts)
+
+
+class Encoded:
+    """The token ids of one split, made once.
+
+    labels: int64 [N]. lengths: int64 [N], tokens of each row. max_length: the longest a row may be (texts are cut).
+    fingerprint: sha256 of ids, segment ids, labels and max_length, in hex.
+    """
+
+    def __init__(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
+        if not examples:
+            raise UserError("data: a split must have at least one row, got none")
+        pairs = [example.text_pair for example in examples]
+        if any(pair is None for pair in pairs) and any(pair is not None for pair in pairs):
+            raise UserError("data: every row or no row must have a second text, got both kinds")
+        texts = [example.text for example in examples]
+        coded = tokenizer(
+            texts, pairs if pairs[0] is not None else None, truncation=True, max_length=max_length, padding=False
+        )
+        self.max_length = max_length
+        self.labels: Tensor = torch.tensor([example.label for example in examples], dtype=torch.int64)
+        self._ids = [np.asarray(ids, dtype=np.int64) for ids in coded["input_ids"]]
+        segments = coded.get("token_type_ids")
+        self._segments = None if segments is None else [np.asarray(row, dtype=np.int64) for row in segments]
+        self._pad = int(tokenizer.pad_token_id or 0)
+        self._segment_pad = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
+        self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int64)
+        self.fingerprint = self._digest()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Rows `indices` ([B]) padded at the right to the longest of them: input_ids, attention_mask and, where the
+        tokenizer makes them, token_type_ids; int64 [B, T] each."""
+        rows = [int(i) for i in indices]
+        width = max(1, int(self.lengths[rows].max()))
+        ids = np.full((len(rows), width), self._pad, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for at, row in enumerate(rows):
+            ids[at, : self.lengths[row]] = self._ids[row]
+            mask[at, : self.lengths[row]] = 1
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if self._segments is not None:
+            segments = np.full((len(rows), width), self._segment_pad, dtype=np.int64)
+            for at, row in enumerate(rows):
+                segments[at, : self.lengths[row]] = self._segments[row]
+            batch["token_type_ids"] = torch.from_numpy(segments)
+        return batch
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(f"{self.max_length}\0{len(self)}\0{self._pad}\0".encode())
+        digest.update(self.lengths.tobytes())
+        digest.update(np.concatenate(self._ids).tobytes())
+        if self._segments is not None:
+            digest.update(np.concatenate(self._segments).tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()

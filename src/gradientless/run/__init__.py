@@ -1,0 +1,1 @@
+"""Where the two wings meet: configuration, run folder, training, evaluation, reports."""

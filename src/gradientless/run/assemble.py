@@ -1,0 +1,155 @@
+"""What a configuration means: its rows, its surface, its optimizer, and the objective of each step."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradientless.errors import UserError
+from gradientless.language import backbone, features
+from gradientless.language.data import Encoded, batch_indices
+from gradientless.language.surfaces import SURFACES, HeadSurface
+from gradientless.run.config import (
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TensorConfig,
+    optimizer_class,
+    resolve_entries,
+)
+from gradientless.run.objective import Objective
+from gradientless.search.noise import Noise
+from gradientless.search.optim import FIRST_ORDER, ForwardOptimizer
+from gradientless.search.schedules import multiplier
+
+Rates = Callable[[int], list[float]]
+
+
+def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model: str | None = None) -> HeadSurface:
+    """The surface at its base: the pretrained body, and the head as the seed makes it. model: stands in for
+    config.model, where the same model lies elsewhere."""
+    options = config.surface
+    return SURFACES[options.name].create(
+        config.model if model is None else model,
+        labels,
+        head=options.head,
+        pooling=options.pooling,
+        hidden=options.hidden,
+        seed=config.seed,
+        device=device,
+        dtype=config.dtype,
+        max_length=config.data.max_length,
+        dropout=options.dropout,
+        activation=options.activation,
+    )
+
+
+def base_checksum(surface: HeadSurface) -> str:
+    """sha256 of all weights of the surface."""
+    return backbone.checksum(surface)
+
+
+def make_optimizer(config: RunConfig, surface: HeadSurface) -> torch.optim.Optimizer:
+    """The optimizer over the surface's tensors, each in a group of its own where the recipe names tensors."""
+    name = config.optimizer.name
+    options = _options(config.optimizer, surface)
+    tensors = list(surface.trainable().items())
+    groups: Any = tensors
+    if config.tensors:
+        groups = []
+        for key, tensor in tensors:
+            match = next((t for t in config.tensors if fnmatch.fnmatchcase(key, t.pattern)), None)
+            own = {} if match is None else _options(match, surface)
+            if "radius" in own:
+                own["lr"] = own.pop("radius")
+            groups.append({"params": [(key, tensor)], **own})
+        for t in config.tensors:
+            if not any(fnmatch.fnmatchcase(key, t.pattern) for key, _ in tensors):
+                names = ", ".join(key for key, _ in tensors)
+                raise UserError(f"tensors: pattern must match a tensor, got '{t.pattern}'. Tensors: {names}")
+    if name in FIRST_ORDER:
+        kind = FIRST_ORDER[name]
+        return kind.type(_plain(groups), **{**kind.defaults, **options})
+    chosen = optimizer_class(name)
+    if issubclass(chosen, ForwardOptimizer):
+        if "lr" in options:
+            raise UserError(f"optimizer.lr: must be given as radius for {name}, got lr")
+        return chosen(groups, **options, seed=config.seed)
+    if not issubclass(chosen, torch.optim.Optimizer):
+        raise UserError(f"optimizer: '{name}' must be a ForwardOptimizer or a torch.optim.Optimizer, got {chosen!r}")
+    return chosen(_plain(groups), **options)
+
+
+def _options(section: OptimizerConfig | TensorConfig, surface: HeadSurface) -> dict[str, Any]:
+    """The section's options of the optimizer, with "N*width" as a number."""
+    options = dict(section.model_extra or {})
+    if "entries" in options:
+        options["entries"] = resolve_entries(options["entries"], surface.width)
+    return options
+
+
+def _plain(groups: Any) -> Any:
+    """Parameters as first-order optimizers of any torch version take them: without names."""
+    if groups and isinstance(groups[0], dict):
+        return [{**group, "params": [tensor for _, tensor in group["params"]]} for group in groups]
+    return [tensor for _, tensor in groups]
+
+
+def make_rates(config: RunConfig, optimizer: torch.optim.Optimizer, surface: HeadSurface, steps: int) -> Rates:
+    """The learning rate (or radius) of every group as a function of the step."""
+    start = [float(group["lr"]) for group in optimizer.param_groups]
+    schedules: list[ScheduleConfig] = [config.schedule] * len(start)
+    if config.tensors:
+        for i, key in enumerate(surface.trainable()):
+            own = next((t.schedule for t in config.tensors if fnmatch.fnmatchcase(key, t.pattern)), None)
+            schedules[i] = own or config.schedule
+    curves = [multiplier(s.name, steps, floor=s.floor, warmup=s.warmup, cycles=s.cycles) for s in schedules]
+    return lambda step: [rate * curve(step) for rate, curve in zip(start, curves, strict=True)]
+
+
+class Rows:
+    """One split as the surface takes it: features computed once, or tokens when they are to be computed each step.
+
+    micro_batch_size: rows that the body (and a session) sees at a time.
+    """
+
+    def __init__(self, surface: HeadSurface, encoded: Encoded, config: RunConfig, title: str):
+        self.surface, self.encoded, self._config = surface, encoded, config
+        self.labels = encoded.labels.to(surface.device)
+        self.features: np.ndarray | None = None
+        if not config.surface.recompute:
+            size = config.micro_batch_size or min(config.batch_size, 64)
+            self.features = features.compute(surface, encoded, size, title=title)
+
+    def part(self, rows: np.ndarray) -> Tensor | dict[str, Tensor]:
+        if self.features is None:
+            return self.encoded.batch(rows)
+        return torch.from_numpy(self.features[rows])
+
+    def objective(self, step: int, noise: Noise) -> Objective:
+        """The loss on the batch of `step`: a function of (seed, step) alone."""
+        config = self._config
+        rows = batch_indices(config.seed, step, len(self.encoded), config.batch_size)
+        size = config.micro_batch_size or len(rows)
+        pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = [(self.surface.prepare(self.part(piece)), self.labels[torch.from_numpy(piece)]) for piece in pieces]
+        generator = None
+        if self.surface.training and self.surface.dropout > 0:
+            generator = torch.Generator(self.surface.device).manual_seed((config.seed << 32 | step) % 2**63)
+        return Objective(self.surface, parts, noise, generator)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Logits of every row at the weights as they stand: [N, C] on the CPU."""
+        found = []
+        size = 4096 if self.features is not None else (self._config.micro_batch_size or 64)
+        for start in range(0, len(self.encoded), size):
+            piece = np.arange(start, min(start + size, len(self.encoded)))
+            found.append(self.surface.logits(self.surface.prepare(self.part(piece))).float().cpu())
+        return torch.cat(found)
+

@@ -1,0 +1,653 @@
+"""RunConfig: everything that decides a run, from a TOML recipe, `key=value` overrides and flags.
+
+A run is its configuration, its seed and the losses that it measured, so whatever changes a result stands here. All
+mistakes of a configuration are reported at once, one line each: *owner: requirement, got value*.
+
+Layers, later ones win: the defaults below, the recipe (and the recipe that it `extends`), then flags and overrides
+together (both speak for the person at the keyboard; a key given by both with two values is an error). A layer is read
+as one intention, therefore
+
+- data.path without task means "my own table": the task of a lower layer falls away; task without data.path likewise
+  drops a lower layer's data section;
+- steps without forward_passes replaces a lower layer's forward_passes, and the other way round;
+- another optimizer.name drops the lower layers' options of the optimizer, and of its tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from gradientless.errors import UserError, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_RECIPE = "starter"
+DEFAULT_TASK = "rotten-tomatoes"
+DEFAULT_STEPS = 20_000
+DTYPES = ("float32", "bfloat16", "float16")
+LOSSES = ("cross-entropy",)
+ENTRIES = re.compile(r"(\d+)\s*\*\s*width")
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # Python would read true as 1
+        raise ValueError(f"must be a number, got {_shown(value)}")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
+Path_ = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+
+
+# --- names, against the registries ---------------------------------------------------------------------------------
+
+
+def _registered(kind: str) -> list[str]:
+    """The registered names of a kind; imported here so that reading this module loads neither torch nor models."""
+    if kind == "task":
+        from gradientless.language.tasks import TASKS
+
+        return sorted(TASKS)
+    if kind == "surface":
+        from gradientless.language.surfaces import SURFACES
+
+        return sorted(SURFACES)
+    if kind == "schedule":
+        from gradientless.search.schedules import SCHEDULES
+
+        return sorted(SCHEDULES)
+    if kind == "starter model":
+        from gradientless.language.starter import ASSETS
+
+        return [f"starter:{name}" for name, asset in ASSETS.items() if not asset.entry.endswith(".csv")]
+    from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+
+    return sorted([*OPTIMIZERS, *FIRST_ORDER])
+
+
+def _check_name(owner: str, kind: str):
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in _registered(kind):
+            raise unknown(owner, kind, name, _registered(kind))
+        return name
+
+    return AfterValidator(check)
+
+
+def _check_model(model: str) -> str:
+    if Path(model).expanduser().is_dir():
+        return model
+    if model.startswith("starter:"):
+        if model not in _registered("starter model"):
+            raise unknown("model", "starter model", model, _registered("starter model"))
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/")):
+        raise UserError(
+            f"model: must be starter:NAME, an existing folder or a hub id such as owner/name, got '{model}'"
+        )
+    return model
+
+
+def _check_activation(activation: str) -> str:
+    from gradientless.language.surfaces.head import ACTIVATIONS
+
+    if activation not in ("auto", *ACTIVATIONS):
+        raise unknown("surface.activation", "activation", activation, ("auto", *ACTIVATIONS))
+    return activation
+
+
+def _check_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UserError(f"device: must be auto, cpu, cuda, cuda:N or mps, got '{device}'")
+    return device
+
+
+def optimizer_class(name: str) -> type:
+    """The optimizer's class: of the registry, or the user's own for "file.py:Class". Raises UserError."""
+    if ":" in name and name.rpartition(":")[0].endswith(".py"):
+        return _class_from_file(*name.rpartition(":")[::2])
+    from gradientless.search.optim import OPTIMIZERS
+
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", "optimizer", name, _registered("optimizer"))
+    return OPTIMIZERS[name]
+
+
+def _class_from_file(file: str, name: str) -> type:
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"optimizer: must name an existing file in 'file.py:Class', got '{file}:{name}'")
+    module_name = f"gradientless_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and typing look the module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"optimizer: {file} could not be run ({type(error).__name__}: {error})") from error
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+    if name not in classes:
+        own = [key for key, value in classes.items() if value.__module__ == module_name]
+        raise unknown("optimizer", f"class of {file}", name, own)
+    return classes[name]
+
+
+def optimizer_options(name: str) -> tuple[dict[str, Any], bool]:
+    """Options of an optimizer with their defaults, and whether it takes others too (**kwargs). Raises UserError."""
+    from gradientless.search.optim import FIRST_ORDER
+
+    if name in FIRST_ORDER:
+        return dict(FIRST_ORDER[name].defaults), False
+    parameters = list(inspect.signature(optimizer_class(name)).parameters.values())[1:]  # the first is `params`
+    options = {
+        p.name: None if p.default is inspect.Parameter.empty else p.default
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    options.pop("seed", None)  # the run has one seed
+    return options, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _option_errors(owner: str, name: str, options: Mapping[str, Any]) -> list[str]:
+    """One line for each option that the optimizer does not know, or whose value is of another kind."""
+    known, takes_others = optimizer_options(name)
+    lines = []
+    for key, value in options.items():
+        if key not in known:
+            if key == "seed":
+                lines.append(f"{owner}.seed: must be given as the run's seed, got {_shown(value)}")
+            elif not takes_others:
+                lines.append(str(unknown(owner, f"option of {name}", key, known)))
+        elif key == "entries":
+            text = isinstance(value, str)
+            if not (ENTRIES.fullmatch(value) if text else isinstance(value, int) and not isinstance(value, bool)):
+                lines.append(f"{owner}.entries: must be a whole number or 'N*width', got {_shown(value)}")
+        else:
+            wanted = _kind_of(known[key])
+            if wanted and _kind_of(value) != wanted:
+                lines.append(f"{owner}.{key}: must be {wanted}, got {_shown(value)}")
+    return lines
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    return None if value is None else "a list" if isinstance(value, (list, tuple)) else "a table"
+
+
+def resolve_entries(entries: int | str | None, width: int) -> int | None:
+    """The number s of entries that move: an int stays; "N*width" is N times `width`, the width of the features."""
+    if isinstance(entries, str):
+        match = ENTRIES.fullmatch(entries)
+        if match is None:
+            raise UserError(f"optimizer.entries: must be a whole number or 'N*width', got '{entries}'")
+        return int(match[1]) * width
+    return entries
+
+
+# --- the schema ----------------------------------------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, frozen=True, use_attribute_docstrings=True)
+
+
+class _OpenSection(_Section):
+    """A section whose further keys are options of the optimizer."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The further keys: keyword arguments of the optimizer's constructor."""
+        return copy.deepcopy(self.model_extra or {})
+
+
+class DataConfig(_Section):
+    path: Path_ | None = None
+    """A table (CSV, TSV, JSONL) or a folder; for a task, the folder with its files."""
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    validation: Path_ | None = None
+    """A table to validate on; without one a seeded, stratified tenth is held out."""
+    max_length: Count = 128
+    """Tokens an example may have; longer ones are cut."""
+
+
+class SurfaceConfig(_Section):
+    name: Annotated[str, _check_name("surface.name", "surface")] = "head"
+    head: Literal["auto", "library", "two-layer"] = "auto"
+    pooling: Literal["auto", "cls", "mean", "last"] = "auto"
+    hidden: Count | None = None
+    """Width of the two-layer head; the width of the features by default."""
+    activation: Annotated[str, AfterValidator(_check_activation)] = "auto"
+    """"relu", "tanh", "gelu"; "auto" is the library head's own, and relu for the two-layer head."""
+    recompute: bool = False
+    """Run the frozen body in every step, as the thesis did, not once per data set."""
+    dropout: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+
+
+class ScheduleConfig(_Section):
+    name: Annotated[str, _check_name("schedule.name", "schedule")] = "constant"
+    floor: Fraction = 0.0
+    """The multiplier h at the end."""
+    warmup: Natural = 0
+    """Steps of linear warmup."""
+    cycles: Count = 1
+    """Cycles of cosine-restarts."""
+
+
+class OptimizerConfig(_OpenSection):
+    name: str = "gld"
+    """A registered optimizer, or "file.py:Class"."""
+
+
+class TensorConfig(_OpenSection):
+    """Options of the tensors whose name matches `pattern` (shell wildcards); the first match counts.
+
+    The names are those of the optimizer's constructor (radius, entries, …), each for these tensors alone.
+    """
+
+    pattern: str
+    schedule: ScheduleConfig | None = None
+
+
+class RunConfig(_Section):
+    """One run. `load` builds it from a recipe, flags and overrides; building it directly checks the same."""
+
+    task: Annotated[str, _check_name("task", "task")] | None = None
+    """A registered task; None with data.path: the user's own table."""
+    model: Annotated[str, AfterValidator(_check_model)] = "starter:minilm"
+    data: DataConfig = DataConfig()
+    surface: SurfaceConfig = Field(default_factory=lambda: SurfaceConfig.model_construct())
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig.model_construct())
+    tensors: tuple[TensorConfig, ...] = ()
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_construct())
+    steps: Count | None = None
+    """None: as many as forward_passes pays for."""
+    forward_passes: Count | None = None
+    """A budget of forward passes over one batch of batch_size; the run ends before the step that would exceed it."""
+    batch_size: Count = 64
+    micro_batch_size: Count | None = None
+    evaluate_every: Count = 1000
+    patience: Count | None = None
+    """Evaluations without improvement after which the run stops."""
+    checkpoint_every: Count = 1000
+    log_every: Count = 100
+    loss: Literal["cross-entropy"] = "cross-entropy"
+    seed: Seed = 42
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    out: Path_ | None = None
+    """The run folder; None: a new folder under runs/."""
+
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: what the layers dropped."""
+        return self._notes
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _micro_batch_fits(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value > info.data.get("batch_size", value):
+            raise UserError(f"micro_batch_size: must be <= batch_size ({info.data['batch_size']}), got {value}")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_at_once(cls, values: Any, handler: Any) -> RunConfig:
+        """Defaults that depend on one another; then every check, so that one report holds all mistakes."""
+        if not isinstance(values, Mapping):
+            return handler(values)
+        values = dict(values)
+        if values.get("task") is None and _plain(values.get("data")).get("path") is None:
+            values["task"] = DEFAULT_TASK
+        if values.get("steps") is None and values.get("forward_passes") is None:
+            values["steps"] = DEFAULT_STEPS
+        options = _options_of_sections(values)
+        try:
+            config = handler(values)
+        except ValidationError as error:
+            raise UserError("\n".join(error_lines(error) + options)) from None
+        lines = options + config._warmup_lines()
+        if lines:
+            raise UserError("\n".join(lines))
+        return config
+
+    def _warmup_lines(self) -> list[str]:
+        sections = [
+            ("schedule", self.schedule),
+            *((f"tensors[{i}].schedule", t.schedule) for i, t in enumerate(self.tensors)),
+        ]
+        return [
+            f"{owner}.warmup: must be < steps ({self.steps}), got {schedule.warmup}"
+            for owner, schedule in sections
+            if schedule is not None and self.steps is not None and schedule.warmup >= self.steps
+        ]
+
+    @classmethod
+    def load(
+        cls, recipe: str | Path | None = None, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """The configuration of `recipe` (a file, the name of a built-in recipe, or None for the defaults alone).
+
+        overrides: "dotted.key=value" with TOML values, or plain text; "key=default" takes a key of the recipe back.
+        flags: dotted key -> value; None means that the flag was not given.
+        Raises UserError with one line for each mistake.
+        """
+        values = read_recipe(recipe) if recipe is not None else {}
+        layer, lines = _keyboard_layer(overrides, flags or {})
+        values, notes = _stack(values, layer)
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError("\n".join(lines + error_lines(error))) from None
+        if lines:
+            raise UserError("\n".join(lines))
+        config._notes = tuple(notes)
+        return config
+
+    def resolved(self) -> dict[str, Any]:
+        """As plain data, defaults filled in, without what is None (TOML has no null)."""
+        return _without_none(self.model_dump(mode="json"))
+
+    def toml(self) -> str:
+        """As TOML, without `out`, so that a run folder may move; `load` of it gives an equal configuration."""
+        return tomli_w.dumps({key: value for key, value in self.resolved().items() if key != "out"})
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """Keys whose values differ, `out` aside, as "key: this value, other value" lines."""
+        mine, theirs = _flat(self.resolved()), _flat(other.resolved())
+        keys = [key for key in {**mine, **theirs} if key != "out" and mine.get(key) != theirs.get(key)]
+        return [f"{key}: {_shown(mine.get(key))} here, {_shown(theirs.get(key))} there" for key in keys]
+
+
+# --- recipes, layers -----------------------------------------------------------------------------------------------
+
+
+def recipes() -> dict[str, str]:
+    """The built-in recipes: name -> TOML text."""
+    folder = resources.files("gradientless") / "recipes"
+    texts = {
+        file.name.removesuffix(".toml"): file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    }
+    return dict(sorted(texts.items()))
+
+
+def read_recipe(recipe: str | Path, within: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The recipe's values, with those of the recipe that it `extends` beneath them. Raises UserError."""
+    file, name = Path(recipe), str(recipe)
+    if file.is_file():
+        try:
+            text = file.read_text("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"recipe: must be TOML text in UTF-8, got '{name}'") from None
+        except OSError as error:
+            raise UserError(f"recipe: must be a readable file, got '{name}' ({error.strerror})") from None
+    elif name in recipes():
+        text = recipes()[name]
+    elif file.suffix == ".toml" or len(file.parts) > 1:
+        raise UserError(f"recipe: file not found, got '{name}'. Built-in recipes: {', '.join(recipes())}")
+    else:
+        raise unknown("recipe", "recipe", name, recipes())
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe: '{name}' must be valid TOML: {_one_line(error)}") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or base in within or base == name:
+        raise UserError(f"recipe: '{name}' must extend another recipe by name or file, got {_shown(base)}")
+    beside = file.parent / base
+    return _stack(read_recipe(beside if file.is_file() and beside.is_file() else base, (*within, name)), values)[0]
+
+
+def parse_value(text: str) -> Any:
+    """A value of the command line: TOML if it is TOML, a number as Python writes it (.5), else text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+        if list(parsed) == ["value"]:
+            return parsed["value"]
+    except tomllib.TOMLDecodeError:  # so it is plain text, such as a path or a name
+        if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)([eE][+-]?\d+)?", text.strip()):
+            return float(text)
+    return text
+
+
+_DEFAULT = object()  # "take the recipe's value back"
+
+
+def _keyboard_layer(overrides: Iterable[str], flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    layer: dict[str, Any] = {}
+    lines: list[str] = []
+    given: dict[str, Any] = {}
+    for key, value in flags.items():
+        if value is not None:
+            given[key] = value
+            _put(layer, key, value, lines)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+            lines.append(f"override: must be key=value, got '{override}'")
+            continue
+        value = _DEFAULT if text.strip() == "default" else parse_value(text)
+        if key in given and given[key] != value:
+            lines.append(f"{key}: must be given once, got {_shown(given[key])} and {_shown(value)}")
+            continue
+        given[key] = value
+        _put(layer, key, value, lines)
+    return layer, lines
+
+
+def _put(layer: dict[str, Any], key: str, value: Any, lines: list[str]) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = layer.setdefault(parent, {})
+        if not isinstance(below, dict):
+            lines.append(f"{key}: must not stand beside a value of '{parent}' itself, got {_shown(value)}")
+            return
+        layer = below
+    layer[last] = value
+
+
+def _stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`above` over `below` by the rules of this module's docstring, and a line for what fell away unasked."""
+    below = copy.deepcopy(below)
+    notes: list[str] = []
+
+    def drop(key: str, reason: str) -> None:
+        if key in below:
+            del below[key]
+            notes.append(f"{key}: the recipe's value does not apply, {reason}")
+
+    data = _table(above, "data")
+    if "path" in data and "task" not in above:
+        below.pop("task", None)  # no note: whoever names their own data means it
+    if "task" in above and "path" not in data:
+        drop("data", "task was given")
+    if "steps" in above and "forward_passes" not in above:
+        drop("forward_passes", "steps were given")
+    if "forward_passes" in above and "steps" not in above:
+        drop("steps", "forward_passes were given")
+    name, old = _table(above, "optimizer").get("name"), _table(below, "optimizer")
+    if name is not None and name != old.get("name", "gld"):
+        if set(old) - {"name"}:
+            notes.append(f"optimizer: the recipe's options of {old.get('name', 'gld')} do not apply to {name}")
+        below.pop("optimizer", None)
+        drop("tensors", f"the optimizer is {name}")
+    return _merge(below, above), notes
+
+
+def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A section, or an empty one where the section is missing or no table."""
+    section = values.get(key)
+    return section if isinstance(section, dict) else {}
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if value is _DEFAULT:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            old = merged.get(key)
+            merged[key] = _merge(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# --- errors, in words ----------------------------------------------------------------------------------------------
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    if isinstance(section, BaseModel):
+        return section.model_dump()
+    return dict(section) if isinstance(section, Mapping) else {}
+
+
+def _options_of_sections(values: Mapping[str, Any]) -> list[str]:
+    """One line for each mistake in the optimizer's name and options, and in those of tensors.
+
+    Read from the raw values, because pydantic stops at the first section that is wrong."""
+    section = _plain(values.get("optimizer"))
+    name = section.pop("name", OptimizerConfig.model_fields["name"].default)
+    try:
+        lines = _option_errors("optimizer", str(name), section)
+        tensors = values.get("tensors", ())
+        for i, tensor in enumerate(tensors if isinstance(tensors, (list, tuple)) else ()):
+            options = {key: value for key, value in _plain(tensor).items() if key not in TensorConfig.model_fields}
+            lines += _option_errors(f"tensors[{i}]", str(name), options)
+    except UserError as error:
+        return str(error).split("\n")
+    return lines
+
+
+def error_lines(error: ValidationError) -> list[str]:
+    """pydantic's findings as lines *owner: requirement, got value*."""
+    lines: list[str] = []
+    for found in error.errors():
+        where = found["loc"]
+        owner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+        cause = found.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            lines.extend(str(cause).split("\n"))
+        elif cause is not None:
+            lines.append(f"{owner}: {cause}")
+        elif found["type"] == "extra_forbidden":
+            lines.append(_unknown_key(where))
+        elif found["type"] == "missing":
+            lines.append(f"{owner}: must be given, got nothing")
+        else:
+            lines.append(f"{owner}: {_requirement(found['msg'])}, got {_shown(found['input'])}")
+    return list(dict.fromkeys(lines))
+
+
+def _requirement(message: str) -> str:
+    message = message.replace("Input should be ", "must be ")
+    for long, short in (
+        ("greater than or equal to", ">="),
+        ("less than or equal to", "<="),
+        ("greater than", ">"),
+        ("less than", "<"),
+        ("a valid integer", "a whole number"),
+        ("a valid number", "a number"),
+        ("a valid string", "text"),
+        ("a valid boolean", "true or false"),
+        ("a valid dictionary or instance of", "a table of"),
+        ("a finite number", "a finite number"),
+        ("a valid tuple", "a list"),
+    ):
+        message = message.replace(long, short)
+    return re.sub(r", (unable to|got a number with).*| of \w+Config$", "", message)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "surface": SurfaceConfig,
+    "schedule": ScheduleConfig,
+    "optimizer": OptimizerConfig,
+    "tensors": TensorConfig,
+}
+
+
+def _unknown_key(where: tuple[int | str, ...]) -> str:
+    *parents, key = where
+    if parents:
+        section = ScheduleConfig if "schedule" in parents else _SECTIONS[str(parents[0])]
+        owner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parents).lstrip(".")
+        return str(unknown(owner, "key", key, section.model_fields))
+    inner = [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
+    inner += [f"optimizer.{option}" for option in optimizer_options("gld")[0]]
+    for dotted in inner:  # a key of a section, written without the section
+        if dotted.rpartition(".")[2] == key and not difflib.get_close_matches(str(key), RunConfig.model_fields, n=1):
+            return f"config: unknown key '{key}'; did you mean '{dotted}'?"
+    return str(unknown("config", "key", key, RunConfig.model_fields))
+
+
+def _shown(value: Any) -> str:
+    if value is _DEFAULT:
+        return "default"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "nothing" if value is None else _one_line(repr(value))
+
+
+def _one_line(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _without_none(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _without_none(value) for key, value in values.items() if value is not None}
+    return [_without_none(value) for value in values] if isinstance(values, list) else values
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return flat

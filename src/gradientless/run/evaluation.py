@@ -1,0 +1,117 @@
+"""A surface over a split: logits, loss and metrics; and the same for the model of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradientless.errors import UserError
+from gradientless.language.data import Encoded, load_table
+from gradientless.language.metrics import METRICS
+from gradientless.language.surfaces import HeadSurface
+from gradientless.language.tasks import TASKS, Splits
+from gradientless.run.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from gradientless.run.config import RunConfig
+
+SPLITS = ("validation", "test", "train")
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """The rows that a configuration names: its task's, or the user's own table. Raises UserError."""
+    data = config.data
+    path = None if data.path is None else Path(data.path).expanduser()
+    if config.task is not None:
+        return TASKS[config.task]().load(path)
+    if path is None:
+        raise UserError("data.path: must be given where no task is, got nothing")
+    validation = None if data.validation is None else Path(data.validation).expanduser()
+    return load_table(path, data.text_column, data.text_pair_column, data.label_column, validation, config.seed)
+
+
+def model_folder(run_or_model: str | Path) -> Path:
+    """The folder of the saved model: model/ of a run folder, or the folder itself. Raises UserError."""
+    path = Path(run_or_model)
+    if not path.is_dir():
+        raise UserError(f"model: folder not found, got '{run_or_model}'")
+    folder = RunFolder(path)
+    if not folder.holds_run():
+        return path
+    if not folder.model.is_dir():
+        raise UserError(f"model: the run must have ended, got '{run_or_model}' without {folder.model.name}/")
+    return folder.model
+
+
+def load_surface(run_or_model: str | Path, device: str = "auto") -> HeadSurface:
+    """The surface saved in a run folder or model folder, in evaluation mode. Raises UserError."""
+    surface = HeadSurface.load(model_folder(run_or_model), device=pick_device(device))
+    surface.eval()
+    return surface
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the first of cuda, mps, cpu that this machine has; another that it lacks is a UserError."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    kind, _, index = device.partition(":")
+    if not present.get(kind, False) or (index and int(index) >= torch.cuda.device_count()):
+        have = ", ".join(name for name, there in present.items() if there)
+        raise UserError(f"device: must be one that this machine has ({have}), got '{device}'")
+    return device
+
+
+@torch.no_grad()
+def logits_of(surface: HeadSurface, encoded: Encoded, batch_size: int = 64) -> Tensor:
+    """Logits of every row of `encoded`, in its order: float32 [N, C] on the CPU."""
+    parts, order = [], np.argsort(encoded.lengths, kind="stable")  # rows of one length share a batch: little padding
+    for start in range(0, len(order), batch_size):
+        prepared = surface.prepare(encoded.batch(order[start : start + batch_size]))
+        parts.append(surface.logits(prepared).float().cpu())
+    logits = torch.cat(parts)
+    answer = torch.empty_like(logits)
+    answer[torch.from_numpy(order)] = logits
+    return answer
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Mean cross-entropy as "loss", and every metric as a fraction. logits: [N, C]. labels: int64 [N]."""
+    loss = torch.nn.functional.cross_entropy(logits.double(), labels)
+    predicted, classes = logits.argmax(dim=1).numpy(), logits.shape[1]
+    values = {name: float(metric(predicted, labels.numpy(), classes)) for name, metric in METRICS.items()}
+    return {"loss": float(loss), **values}
+
+
+def evaluate_folder(
+    run_or_model: str | Path,
+    splits: Splits,
+    split: str = "validation",
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """loss, accuracy, f1 and rows of the saved model on one split of `splits`. Raises UserError.
+
+    Rows are matched by the name of their label, so that data with another order of labels is scored rightly.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split: must be one of {', '.join(SPLITS)}, got '{split}'")
+    if batch_size < 1:
+        raise UserError(f"batch_size: must be >= 1, got {batch_size}")
+    examples = getattr(splits, split)
+    if not examples:
+        have = ", ".join(f"{name} ({len(getattr(splits, name))} rows)" for name in SPLITS if getattr(splits, name))
+        raise UserError(f"split: must be one with labelled rows, which are {have}, got '{split}'")
+    surface = load_surface(run_or_model, device)
+    strange = sorted({splits.labels[e.label] for e in examples} - set(surface.labels))
+    if strange:
+        known = ", ".join(surface.labels)
+        raise UserError(f"data: labels must be those of the model ({known}), got {', '.join(map(repr, strange))}")
+    encoded = Encoded(surface.tokenizer, examples, surface.max_length)
+    gold = torch.tensor([surface.labels.index(splits.labels[e.label]) for e in examples])
+    return {"split": split, "rows": len(examples), **score(logits_of(surface, encoded, batch_size), gold)}

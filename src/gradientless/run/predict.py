@@ -1,0 +1,115 @@
+"""Labels and probabilities for new texts, with the model of a run folder or a folder that a surface saved."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gradientless.errors import UserError
+
+FORMATS = ("csv", "jsonl")
+TABLES = (".csv", ".tsv", ".jsonl")
+
+
+def predict_texts(
+    run_or_model: str | Path,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> tuple[list[str], np.ndarray]:
+    """(label names [N], probabilities float32 [N, C]) of `texts`, and of their second texts `pairs`, in their order."""
+    import torch
+
+    from gradientless.language.data import Encoded
+    from gradientless.language.tasks import Example
+    from gradientless.run.evaluation import load_surface, logits_of
+
+    _check(texts, pairs, batch_size)
+    surface = load_surface(run_or_model, device)
+    examples = [Example(text, 0, None if pairs is None else pairs[i]) for i, text in enumerate(texts)]
+    if not examples:
+        return [], np.zeros((0, len(surface.labels)), dtype=np.float32)
+    encoded = Encoded(surface.tokenizer, examples, surface.max_length)
+    probabilities = torch.softmax(logits_of(surface, encoded, batch_size), dim=-1).numpy()
+    return [surface.labels[i] for i in probabilities.argmax(axis=1)], probabilities
+
+
+def _check(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size: must be >= 1, got {batch_size}")
+    if pairs is not None and len(pairs) != len(texts):
+        raise UserError(f"pairs: must be as many as texts ({len(texts)}), got {len(pairs)}")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"texts: must not be empty, got nothing in text {number}")
+
+
+def read_texts(
+    file: str | Path, text_column: str = "text", text_pair_column: str | None = None
+) -> tuple[list[str], list[str] | None]:
+    """(texts, second texts or None) of a file: a table by its columns, any other file one text a line."""
+    path = Path(file)
+    if path.suffix.lower() in TABLES:
+        from gradientless.language.tables import read_table
+
+        table = read_table(path)
+        table.require(text_column, "text")
+        texts = [table.text(row, text_column) for row in table.rows]
+        if text_pair_column is None:
+            return texts, None
+        table.require(text_pair_column, "second text")
+        return texts, [table.text(row, text_pair_column) for row in table.rows]
+    try:
+        return lines_of(path.read_bytes(), str(file)), None
+    except FileNotFoundError:
+        raise UserError(f"file: file not found, got '{file}'") from None
+    except OSError as error:
+        raise UserError(f"file: must be readable, got '{file}' ({error.strerror})") from None
+
+
+def lines_of(content: bytes, source: str) -> list[str]:
+    """One text a line. Raises UserError for what is not text and for a line without any."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{source}: must be text in UTF-8, got other bytes") from None
+    if "\0" in text:
+        raise UserError(f"{source}: must be text, got binary data")
+    lines = text.rstrip("\r\n").replace("\r\n", "\n").split("\n") if text.strip() else []
+    if not lines:
+        raise UserError(f"{source}: must hold at least one text, got none")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(f"{source}: must have a text in each line, got an empty line {number}")
+    return lines
+
+
+def render(
+    kind: str, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[str], probabilities: np.ndarray
+) -> Iterator[str]:
+    """Lines (with their ends) of CSV or JSONL: text, perhaps text_pair, label, probability of that label."""
+    if kind not in FORMATS:
+        raise UserError(f"format: must be csv or jsonl, got '{kind}'")
+    names = ["text", *(["text_pair"] if pairs is not None else []), "label", "probability"]
+    if kind == "csv":
+        yield _csv_line(names)
+    for i, text in enumerate(texts):
+        pair = [pairs[i]] if pairs is not None else []
+        values = [text, *pair, labels[i], round(float(probabilities[i].max()), 6)]
+        yield (
+            _csv_line(values)
+            if kind == "csv"
+            else json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n"
+        )
+
+
+def _csv_line(values: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

@@ -1,0 +1,70 @@
+"""Make a run's tuned model again from its base model and its trajectory, without data."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradientless.errors import UserError
+from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
+from gradientless.run.config import RunConfig
+from gradientless.run.evaluation import load_splits
+from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.search.optim import ForwardOptimizer
+from gradientless.search.trajectory import Trajectory
+
+
+def replay_run(run: str | Path, base: str | None = None, out: str | Path | None = None) -> dict[str, Any]:
+    """Replay the run in folder `run` to the step whose weights it saved; write the model to `out`.
+
+    base: the base model, when it lies elsewhere than the configuration says. Returns what was done, for people: steps,
+    whether the weights equal the run's bit for bit, and where the model was written. Raises UserError.
+    """
+    folder = RunFolder.open(run)
+    config = RunConfig.load(folder.config)
+    if not folder.trajectory.exists():
+        raise UserError(
+            f"replay: the run must hold {folder.trajectory.name}, got none in '{run}'; first-order runs have no log of "
+            "losses and start again from their checkpoint: gradientless train --resume"
+        )
+    log = Trajectory.open(folder.trajectory)
+    surface = make_surface(config, _labels(folder, config), "cpu", base)
+    if log.header.get("base") != base_checksum(surface):
+        raise UserError(
+            f"replay: the base model must be the one that the run started from, got another: {base or config.model}"
+        )
+    optimizer = make_optimizer(config, surface)
+    if not isinstance(optimizer, ForwardOptimizer):
+        raise UserError(f"replay: the optimizer must be a forward one, got {config.optimizer.name}")
+    summary = folder.read_summary() if folder.summary.exists() else {}
+    steps = int(summary.get("model_step", len(log)))
+    total = int(summary.get("scheduled_steps", config.steps or len(log)))
+    optimizer.predicted_lr = make_rates(config, optimizer, surface, total)
+    for step in range(steps):
+        optimizer.replay_step(log[step])
+    if steps == total:
+        optimizer.finish()
+    result: dict[str, Any] = {"steps": f"{steps:,} of {len(log):,}"}
+    kept = folder.load_checkpoint(BEST)
+    if kept is not None and kept[2] == steps:
+        equal = all(torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items())
+        result["bit-equal to the run"] = "yes" if equal else "NO"
+        if not equal:
+            warnings.warn("replay: the weights differ from the run's; another version of torch or numpy?", stacklevel=2)
+    if out is not None:
+        surface.save(Path(out))
+        result["model"] = str(out)
+    return result
+
+
+def _labels(folder: RunFolder, config: RunConfig) -> tuple[str, ...]:
+    """Label names: from the saved model, so that no data is needed; from the data when there is none yet."""
+    note = folder.model / "gradientless.json"
+    if note.exists():
+        return tuple(json.loads(note.read_text("utf-8"))["labels"])
+    return load_splits(config).labels
+

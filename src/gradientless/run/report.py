@@ -1,0 +1,154 @@
+"""What a run shows when it ends: a plot, a closing table, the lines that say what to do next; and published tables."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradientless.errors import UserError
+from gradientless.run.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SAMPLE = "a gripping, beautifully acted film"
+
+
+def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> None:
+    """Draw plot.png, print the closing table and the last lines."""
+    from rich.table import Table
+
+    plotted = plot(folder)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in closing_rows(summary):
+        table.add_row(name, value)
+    console.print(table)
+    for name, command in next_commands(folder).items():
+        console.print(f"{name:<8} {command}", markup=False, highlight=False, soft_wrap=True)
+    if plotted:
+        console.print(f"{'plot':<8} {folder.plot}", markup=False, highlight=False, soft_wrap=True)
+
+
+def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what a summary holds, as people read it."""
+    rows = [
+        (name.replace("_", " "), percent(value) if name in ("accuracy", "f1") else f"{value:.4f}")
+        for name, value in summary.get("metrics", {}).items()
+        if isinstance(value, (int, float))
+    ]
+    for key, unit in (("forward_passes", ""), ("steps", ""), ("seconds", " s"), ("peak_memory_mib", " MiB")):
+        value = summary.get(key)
+        if isinstance(value, (int, float)):
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+            name = "peak memory above the model" if key == "peak_memory_mib" else key.replace("_", " ")
+            rows.append((name, shown + unit))
+    return rows
+
+
+def next_commands(folder: RunFolder) -> dict[str, str]:
+    """What to type to predict, view and replay."""
+    run = shlex.quote(str(folder.path))
+    return {
+        "predict": f"gradientless predict {run} {shlex.quote(SAMPLE)}",
+        "view": f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+        "replay": f"gradientless replay {run}",
+    }
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}%"
+
+
+def plot(folder: RunFolder) -> bool:
+    """plot.png: validation accuracy and loss against forward passes. False when nothing was evaluated yet."""
+    records = [record for record in folder.read_metrics() if record.get("split") == "validation"]
+    if not records:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")  # not pyplot: no display, no global state
+    FigureCanvasAgg(figure)
+    for axes, key in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        points = [(r["forward_passes"], r[key]) for r in records if r.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        axes.set_xlabel("forward passes")
+        axes.set_title(f"validation {key}")
+        axes.grid(alpha=0.3)
+    with folder.replacing_file(folder.plot) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return True
+
+
+# --- published tables ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a published table: the value at the dotted `key` of summary.json, times `scale`."""
+
+    title: str
+    key: str
+    scale: float = 1.0
+    digits: int = 0
+    unit: str = ""
+    spread: bool = False  # the standard deviation over the runs, beside the mean
+
+
+ACCURACY = Column("validation accuracy", "metrics.accuracy", 100, 2, "%", spread=True)
+F1 = Column("F1", "metrics.f1", 100, 2, "%", spread=True)
+MEMORY = Column("memory above the model", "peak_memory_mib", 1, 0, " MiB")
+PASSES = Column("forward passes", "forward_passes")
+STEPS = Column("steps", "steps")
+SECONDS = Column("seconds", "seconds")
+
+
+def markdown_table(
+    rows: Mapping[str, Sequence[Path]],
+    columns: Sequence[Column] = (STEPS, PASSES, ACCURACY, MEMORY),
+    first: str = "method",
+) -> str:
+    """A markdown table with a row for each name: means over its summary.json files (runs with different seeds).
+
+    rows: row name -> summary.json files, or run folders. The deviation is that of a sample (n - 1); with one run it is
+    left out. Raises UserError for a missing file or key.
+    """
+    lines = [[first, *(column.title for column in columns), "runs"]]
+    lines.append(["---", *("---:" for _ in columns), "---:"])
+    for name, files in rows.items():
+        summaries = [_summary(Path(file)) for file in files]
+        if not summaries:
+            raise UserError(f"table: row '{name}' must have at least one run, got none")
+        lines.append([name, *(_cell(column, summaries, name) for column in columns), str(len(summaries))])
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _cell(column: Column, summaries: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = []
+    for summary in summaries:
+        value: Any = summary
+        for part in column.key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, (int, float)):
+            raise UserError(f"table: the summaries of '{name}' must hold the number {column.key}, got {value!r}")
+        values.append(value * column.scale)
+    text = f"{statistics.fmean(values):,.{column.digits}f}{column.unit}"
+    if column.spread and len(values) > 1:
+        text += f" ± {statistics.stdev(values):.{column.digits}f}"
+    return text
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    file = RunFolder(path).summary if path.is_dir() else path
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"table: file not found, got '{file}'") from None
+    except ValueError:
+        raise UserError(f"table: must be JSON, got a corrupted '{file}'") from None

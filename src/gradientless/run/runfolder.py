@@ -1,0 +1,429 @@
+"""RunFolder: every file that a run reads or writes, its name, its schema, and how it is written.
+
+A run may be killed at any moment. Whole files are written beside their place, flushed to the disk and renamed into it;
+logs are append-only, and a resumed run cuts them back to its checkpoint, so that it ends with the bytes of a run that
+was never stopped.
+
+    config.toml           the resolved configuration; a folder that has one holds a run
+    environment.json      versions, platform, device, threads
+    trajectory.bin        the losses measured (gradientless.search.trajectory)
+    metrics.jsonl         one object a line: step, split ("train" | "validation"), forward_passes, loss, accuracy, f1, …
+                          no wall clock, and floats in full, so that equal runs have equal bytes
+    timings.jsonl         one object a line: step, seconds, …; not reproducible
+    tensorboard/          event files
+    checkpoint-STEP/      tensors.safetensors, state.json (format, step, sha256 of the tensors file, state)
+    best-STEP/            the same, of the best evaluation
+    model/                the tuned model as the surface saves it
+    summary.json          metrics (accuracy and f1 as fractions), forward_passes, steps, seconds, peak_memory_mib, …
+    plot.png              validation accuracy and loss against forward passes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradientless.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+CHECKPOINT, BEST = "checkpoint", "best"
+FORMAT = 1
+PACKAGES = ("gradientless", "torch", "numpy", "numba", "scipy", "transformers", "tokenizers", "safetensors", "datasets")
+
+
+def say_on_stderr(line: str) -> None:
+    """Where a run folder says what it repaired."""
+    print(line, file=sys.stderr)
+
+
+class RunFolder:
+    """The folder of one run. `create` starts one, `open` opens one that exists."""
+
+    def __init__(self, path: Path, say: Callable[[str], None] = say_on_stderr) -> None:
+        self.path = path
+        self.say = say
+        self.config = path / "config.toml"
+        self.environment = path / "environment.json"
+        self.trajectory = path / "trajectory.bin"
+        self.metrics = path / "metrics.jsonl"
+        self.timings = path / "timings.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.model = path / "model"
+        self.summary = path / "summary.json"
+        self.plot = path / "plot.png"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config_toml: str, resume: bool = False, say: Callable[[str], None] = say_on_stderr
+    ) -> RunFolder:
+        """The folder of a new run, with its config.toml written; with `resume`, one that holds this run is kept.
+
+        Raises UserError for a folder that cannot be written or that is not empty (with `resume`: not empty, but
+        without a run).
+        """
+        folder = cls(Path(path), say)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            probe = _temporary(folder.path / "probe")
+            probe.touch()
+            probe.unlink()
+            present = sorted(entry.name for entry in folder.path.iterdir() if not _is_temporary(entry.name))
+        except OSError as error:
+            raise UserError(f"out: must be a folder that can be written, got '{path}' ({error.strerror})") from None
+        if folder.holds_run():
+            if not resume:
+                raise UserError(
+                    f"out: must be a new or empty folder, got '{path}', which holds a run; --resume continues it"
+                )
+        elif present:
+            raise UserError(f"out: must be a new or empty folder, got '{path}', which holds '{present[0]}'")
+        else:
+            write_atomically(folder.config, config_toml.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path, say: Callable[[str], None] = say_on_stderr) -> RunFolder:
+        """The folder of an existing run. Raises UserError when there is none."""
+        folder = cls(Path(path), say)
+        if not folder.path.is_dir():
+            raise UserError(f"run: folder not found, got '{path}'")
+        if not folder.holds_run():
+            raise UserError(f"run: must be a run folder with a {folder.config.name}, got '{path}'")
+        return folder
+
+    def holds_run(self) -> bool:
+        return self.config.is_file()
+
+    def withdraw(self) -> None:
+        """Take a run back that failed before it measured anything, so that its folder may be used again."""
+        if self.read_metrics() or self._saved(CHECKPOINT):
+            return
+        for file in (self.config, self.environment, self.trajectory, self.metrics, self.timings):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        self.sweep()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    # --- logs ------------------------------------------------------------------------------------------------------
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append a record with "step" to metrics.jsonl; numbers that are not finite become null."""
+        _append_line(self.metrics, record)
+
+    def append_timings(self, record: Mapping[str, Any]) -> None:
+        """Append a record with "step" to timings.jsonl."""
+        _append_line(self.timings, record)
+
+    def truncate_logs(self, step: int) -> None:
+        """Forget what metrics.jsonl and timings.jsonl say of later steps than `step`, and a torn last line."""
+        for log in (self.metrics, self.timings):
+            if log.exists():
+                kept = [record for record in _read_lines(log, self.say) if record["step"] <= step]
+                write_atomically(log, b"".join(map(_line, kept)))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl; a torn last line is left out, with a word."""
+        return _read_lines(self.metrics, self.say) if self.metrics.exists() else []
+
+    def read_timings(self) -> list[dict[str, Any]]:
+        """All records of timings.jsonl; a torn last line is left out, with a word."""
+        return _read_lines(self.timings, self.say) if self.timings.exists() else []
+
+    def events(self, resumed_at: int | None = None) -> SummaryWriter:
+        """A TensorBoard writer into tensorboard/. resumed_at: the last step to keep of an earlier writer's events."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.tensorboard), purge_step=None if resumed_at is None else resumed_at + 1)
+
+    # --- whole files -----------------------------------------------------------------------------------------------
+
+    def write_environment(self, device: str) -> None:
+        """environment.json: what a reader needs to judge numbers; no name of host, user or path."""
+        import torch
+
+        versions = {"python": platform.python_version()}
+        for package in PACKAGES:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[package] = importlib.metadata.version(package)
+        record = {
+            "versions": versions,
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "device": device,
+            "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+        write_json(self.environment, record)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.summary, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json. Raises UserError when the run has not ended, or the file is not JSON."""
+        try:
+            return json.loads(self.summary.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"run: must have ended, got '{self.path}' without {self.summary.name}") from None
+        except ValueError:
+            raise UserError(f"run: {self.summary.name} must be JSON, got a corrupted file in '{self.path}'") from None
+
+    @contextlib.contextmanager
+    def replacing(self, target: Path) -> Iterator[Path]:
+        """An empty folder to write into, which takes the place of the folder `target` when the block ends well."""
+        temporary = _temporary(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        _swap(temporary, target)
+
+    @contextlib.contextmanager
+    def replacing_file(self, target: Path) -> Iterator[Path]:
+        """A name to write to, for libraries that write files themselves; takes the place of `target` at the end."""
+        temporary = _temporary(target)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int, kind: str = CHECKPOINT
+    ) -> Path:
+        """Write checkpoint-`step`/ (best-`step`/ for kind BEST) whole; then remove the older ones of its kind.
+
+        tensors: any names. state: JSON-able.
+        """
+        from safetensors.torch import save_file
+
+        for log in (self.trajectory, self.metrics, self.timings):
+            if log.exists():
+                _sync(log)  # a checkpoint must not be older on the disk than what it is resumed with
+        place = self.path / f"{kind}-{step}"
+        with self.replacing(place) as temporary:
+            file = temporary / "tensors.safetensors"
+            save_file(_own_storage(tensors), file)
+            record = {"format": FORMAT, "step": step, "sha256": _sha256(file), "state": state}
+            (temporary / "state.json").write_text(json.dumps(record, indent=1), "utf-8")
+        for other in self._saved(kind):
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+        return place
+
+    def load_checkpoint(
+        self, kind: str = CHECKPOINT, device: str = "cpu"
+    ) -> tuple[dict[str, Tensor], dict[str, Any], int] | None:
+        """(tensors, state, step) of the newest good checkpoint, or None when the run has none yet.
+
+        A corrupted one is passed over, with a word; when all are corrupted, a UserError says so.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        failures = []
+        for place in self._saved(kind):
+            try:
+                record = json.loads((place / "state.json").read_text("utf-8"))
+                if not isinstance(record, dict) or record.get("format") != FORMAT:
+                    raise ValueError(f"state.json is not of format {FORMAT}")
+                if _sha256(place / "tensors.safetensors") != record["sha256"]:
+                    raise ValueError("tensors.safetensors does not match its checksum")
+                tensors = load_file(place / "tensors.safetensors", device=device)
+                loaded = tensors, record["state"], int(record["step"])
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                failures.append(f"checkpoint {place}: corrupted ({_reason(error)})")
+                continue
+            for failure in failures:
+                self.say(f"{failure}; continuing from {place.name}")
+            return loaded
+        if failures:
+            raise UserError("\n".join(f"{line}; must be whole, or be deleted to start anew" for line in failures))
+        return None
+
+    def _saved(self, kind: str) -> list[Path]:
+        """The checkpoints of a kind, newest first; one that a kill left half replaced comes after its successor."""
+        found = []
+        for place in self.path.iterdir():
+            if match := re.fullmatch(rf"{kind}-(\d+)(-superseded)?", place.name):
+                found.append((int(match[1]), match[2] is None, place))
+        return [place for _, _, place in sorted(found, reverse=True)]
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left behind under temporary names."""
+        for place in self.path.iterdir():
+            if _is_temporary(place.name):
+                shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or path-2, path-3, … : the first that does not exist."""
+    return next(
+        p
+        for p in itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+        if not p.exists()
+    )
+
+
+def newest_of_name(path: Path) -> Path:
+    """The last of path, path-2, path-3, … that exists; `path` when none does."""
+    newest = path
+    for n in itertools.count(2):
+        if not path.with_name(f"{path.name}-{n}").exists():
+            return newest
+        newest = path.with_name(f"{path.name}-{n}")
+    raise AssertionError("count() does not end")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside its place, flushed to the disk, renamed into it."""
+    temporary = _temporary(path)
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's list of names to the disk, where the system can (Windows cannot open folders)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put the folder `new` in `place`. A kill in between leaves the old folder as PLACE-superseded."""
+    old = place.with_name(f"{place.name}-superseded")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(place, old)
+    os.rename(new, place)
+    _sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies where safetensors needs them: it refuses tensors that share memory."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return own
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(error.filename).name} is missing"
+    if isinstance(error, json.JSONDecodeError):
+        return "state.json is not JSON"
+    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no nan: a loss that ran away is written as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_finite(record), allow_nan=False, separators=(", ", ": ")) + "\n").encode()
+
+
+def _append_line(path: Path, record: Mapping[str, Any]) -> None:
+    if "step" not in record:
+        raise ValueError(f"{path.name}: a record must have 'step', got {sorted(record)}")
+    with open(path, "ab") as file:
+        file.write(_line(record))
+
+
+def _read_lines(path: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The records of a log. The last line may be torn by a kill; any other that cannot be read is a UserError."""
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("not a record with a step")
+        except ValueError:
+            if number < len(lines):
+                raise UserError(f"run: {path.name} must hold one JSON object a line, got line {number}") from None
+            say(f"{path.name}: the last line was torn and is left out (line {number})")
+            break
+        records.append(record)
+    return records
+
+
+def _processor() -> str:
+    """The processor's model, where the system tells it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

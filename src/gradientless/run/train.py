@@ -1,0 +1,416 @@
+"""The only training loop: batch, objective, optimizer, log, evaluation, checkpoint; resumed to the same bits.
+
+A resumed run starts from its last checkpoint, repeats the steps that the trajectory still holds without measuring them
+again, and goes on. Logs are cut back to the checkpoint and written again on the way, so that they end byte-equal.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from gradientless.errors import UserError
+from gradientless.language.data import Encoded, class_balance
+from gradientless.language.metrics import f1_name
+from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
+from gradientless.run.config import RunConfig
+from gradientless.run.evaluation import load_splits, pick_device, score
+from gradientless.run.memory import PeakMemory, fitting, is_out_of_memory
+from gradientless.run.objective import BACKWARD
+from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.search.noise import Noise
+from gradientless.search.optim import ForwardOptimizer
+from gradientless.search.trajectory import Trajectory
+
+PASSES_OF_FIRST_ORDER = 1 + BACKWARD
+
+
+class Stopped(Exception):
+    """The run was asked to stop, saved its state and can be resumed."""
+
+
+@dataclass
+class Progressed:
+    """What the loop itself remembers between steps; part of every checkpoint."""
+
+    step: int = 0
+    forward_passes: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_step: int = -1
+    best_accuracy: float = -1.0
+    best_loss: float = float("inf")
+    stale: int = 0  # evaluations since the best one
+    ended: bool = False
+
+
+class Run:
+    """One run of a configuration in a folder; `train` drives it."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, console: Console):
+        self.config, self.folder, self.console = config, folder, console
+        self.device = pick_device(config.device)
+        splits = load_splits(config)
+        if not splits.validation:
+            raise UserError("data: a validation split must have at least one row, got none; give data.validation")
+        console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
+        console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
+        self.labels = splits.labels
+        self.surface = make_surface(config, splits.labels, self.device)
+        console.print(f"surface     {self.surface.describe()}", highlight=False)
+        self.optimizer = make_optimizer(config, self.surface)
+        self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
+        self.steps = self._length()
+        self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
+        self.memory = PeakMemory(self.device)
+        self.noise = Noise(config.seed)
+        self.train_rows, self.validation_rows = (
+            Rows(self.surface, Encoded(self.surface.tokenizer, rows, self.surface.max_length), config, f"features: {name}")
+            for name, rows in (("train", splits.train), ("validation", splits.validation))
+        )
+        self.surface.train(self.surface.dropout > 0)
+        self.done = Progressed()
+        self.base = base_checksum(self.surface)
+
+    def _length(self) -> int:
+        """Steps of the run: as configured, or as many as the budget of forward passes pays for."""
+        budget, steps = self.config.forward_passes, self.config.steps
+        if budget is None:
+            assert steps is not None
+            return steps
+        low, high = 0, min(steps or budget, budget)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._passes(middle) <= budget else (low, middle - 1)
+        if low < 1:
+            raise UserError(f"forward_passes: must pay for one step ({self._passes(1)} passes), got {budget}")
+        return low
+
+    def _passes(self, steps: int) -> int:
+        return steps * PASSES_OF_FIRST_ORDER if self.forward is None else self.forward.forecast(steps)
+
+    # One step --------------------------------------------------------------------------------------------------------
+
+    def step(self, t: int, logged: bytes | None) -> float:
+        """Step `t`: measured, or repeated from its record in the trajectory. Returns its loss."""
+        if self.forward is not None and logged is not None:
+            return self.forward.replay_step(logged)
+        for group, rate in zip(self.optimizer.param_groups, self.rates(t), strict=True):
+            group["lr"] = rate
+        objective = self.train_rows.objective(t, self.noise)
+        if self.forward is not None:
+            return self.forward.step(objective)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = objective.backward()
+        self.optimizer.step()
+        return loss
+
+    def evaluate(self) -> dict[str, float]:
+        training = self.surface.training
+        self.surface.eval()
+        found = score(self.validation_rows.logits(), self.validation_rows.encoded.labels)
+        self.surface.train(training)
+        return found
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        tensors: dict[str, Tensor] = {f"weights/{k}": v.detach() for k, v in self.surface.trainable().items()}
+        state = self.optimizer.state_dict()
+        record = {"optimizer": _without_tensors(state, "optimizer", tensors), "progress": asdict(self.done)}
+        self.folder.save_checkpoint(tensors, record, self.done.step)
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        loaded = self.folder.load_checkpoint(device="cpu")
+        if loaded is None:
+            return
+        tensors, record, step = loaded
+        try:
+            self._set_weights({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
+            self.optimizer.load_state_dict(_with_tensors(record["optimizer"], tensors))
+            self.done = Progressed(**record["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {error}") from None
+
+    @torch.no_grad()
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.surface.trainable().items():
+            tensor.copy_(weights[name])
+
+    def keep_if_best(self, found: dict[str, float]) -> bool:
+        done = self.done
+        better = (found["accuracy"], -found["loss"]) > (done.best_accuracy, -done.best_loss)
+        done.stale = 0 if better else done.stale + 1
+        if better:
+            done.best_step, done.best_accuracy, done.best_loss = done.step, found["accuracy"], found["loss"]
+            weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
+            self.folder.save_checkpoint(weights, {}, done.step, BEST)
+        return better
+
+    def set_best(self) -> None:
+        loaded = self.folder.load_checkpoint(BEST)
+        assert loaded is not None
+        self._set_weights(loaded[0])
+
+    # The whole -------------------------------------------------------------------------------------------------------
+
+    def open_trajectory(self, resume: bool) -> list[bytes]:
+        """Start or continue the log; returns the records of steps after the checkpoint."""
+        if self.forward is None:
+            return []
+        self.forward.predicted_lr = self.rates
+        path = self.folder.trajectory
+        if not (resume and path.exists()):
+            path.unlink(missing_ok=True)
+            self.forward.record(path, {"base": self.base})
+            return []
+        log = Trajectory.open(path)
+        if log.header.get("base") != self.base:
+            raise UserError(f"trajectory: {path} must belong to this base model, got the log of another base")
+        if len(log) < self.done.step:
+            raise UserError(
+                f"trajectory: {path} must hold the {self.done.step} steps of the checkpoint, got {len(log)}"
+            )
+        self.forward.trajectory = log
+        return [log[step] for step in range(self.done.step, len(log))]
+
+    def loop(self, tail: list[bytes], bar: Callable[[float, float | None], None], asked_to_stop: Callable[[], bool]) -> None:
+        config, done, folder = self.config, self.done, self.folder
+        start, first = time.perf_counter(), done.step
+        events = folder.events(first if first else None)
+        accuracy: float | None = None if done.best_step < 0 else done.best_accuracy
+        try:
+            while done.step < self.steps and not done.ended:
+                t = done.step
+                loss = self.step(t, tail[t - first] if t - first < len(tail) else None)
+                done.step = t + 1
+                done.forward_passes = (
+                    self.forward.forward_passes if self.forward is not None else done.step * PASSES_OF_FIRST_ORDER
+                )
+                done.loss_sum, done.loss_count = done.loss_sum + loss, done.loss_count + 1
+                last = done.step == self.steps
+                if done.step % config.log_every == 0 or last:
+                    mean = done.loss_sum / done.loss_count
+                    self._log("train", {"loss": mean}, events)
+                    rate = self.optimizer.param_groups[0]["lr"]
+                    events.add_scalar("radius" if self.forward is not None else "learning rate", rate, done.step)
+                    done.loss_sum, done.loss_count = 0.0, 0
+                    bar(mean, accuracy)
+                elif done.step % 10 == 0:
+                    bar(loss, accuracy)
+                if last and self.forward is not None:
+                    self.forward.finish()
+                if done.step % config.evaluate_every == 0 or last:
+                    found = self.evaluate()
+                    accuracy = found["accuracy"]
+                    self._log("validation", found, events)
+                    self.keep_if_best(found)
+                    folder.append_timings({"step": done.step, "seconds": time.perf_counter() - start})
+                    done.ended = config.patience is not None and done.stale >= config.patience
+                if done.step % config.checkpoint_every == 0 or last or done.ended or asked_to_stop():
+                    self.save()
+                if asked_to_stop() and not last and not done.ended:
+                    raise Stopped
+        finally:
+            events.close()
+
+    def _log(self, split: str, values: dict[str, float], events: Any) -> None:
+        record = {"step": self.done.step, "split": split, "forward_passes": self.done.forward_passes, **values}
+        self.folder.append_metrics(record)
+        for name, value in values.items():
+            events.add_scalar(f"{split}/{name}", value, self.done.step)
+
+    def predict_cost(self) -> tuple[int, float]:
+        """Forward passes of the run, and minutes, judged by some steps that are measured and not taken."""
+        passes = self._passes(self.steps)
+        times = []
+        for t in range(3):
+            begin = time.perf_counter()
+            objective = self.train_rows.objective(t, self.noise)
+            if self.forward is None:
+                objective.backward()
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                trial = make_optimizer(self.config, self.surface)
+                assert isinstance(trial, ForwardOptimizer)
+                begin = time.perf_counter()
+                trial.rehearse(objective)
+            times.append(time.perf_counter() - begin)
+        return passes, min(times) * self.steps / 60
+
+
+def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Run `config` in `folder` to its end; returns what summary.json holds. resume: continue what the folder holds.
+
+    Raises UserError for whatever the user can mend, and Stopped after a stop signal, with the state saved.
+    """
+    console = console or Console(stderr=True)
+    if resume and folder.summary.exists():
+        console.print("the run has ended already; nothing to resume", highlight=False)
+        return folder.read_summary()
+    started = time.perf_counter()
+    run = Run(config, folder, console)
+    folder.write_environment(run.device)
+    if resume:
+        folder.sweep()
+        run.restore()
+    folder.truncate_logs(run.done.step)
+    tail = run.open_trajectory(resume)
+    if run.done.step or tail:
+        console.print(
+            f"resuming    from step {run.done.step:,}, with {len(tail):,} logged steps to repeat", highlight=False
+        )
+    try:
+        with _StopSignals() as asked, _bar(console, run) as bar:
+            run.loop(tail, bar, asked)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(_what_fits(run)) from None
+    return _end(run, started)
+
+
+def _end(run: Run, started: float) -> dict[str, Any]:
+    last = run.evaluate()
+    run.set_best()
+    found = run.evaluate()
+    with run.folder.replacing(run.folder.model) as place:
+        run.surface.save(place)
+    seconds = sum(
+        later - (earlier if later > earlier else 0.0)
+        for earlier, later in _pairs([record["seconds"] for record in run.folder.read_timings()])
+    )
+    summary = {
+        "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
+        "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
+        "f1_means": f1_name(run.labels),
+        "last": {key: last[key] for key in ("accuracy", "f1", "loss")},
+        "model_step": run.done.best_step,
+        "steps": run.done.step,
+        "forward_passes": run.done.forward_passes,
+        "seconds": round(seconds, 3),
+        "wall_seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_mib": round(run.memory.mib(), 1),
+        "scheduled_steps": run.steps,
+        "base": run.base,
+        "ended": "patience" if run.done.ended else "steps",
+    }
+    run.folder.write_summary(summary)
+    return summary
+
+
+def _pairs(values: list[float]) -> list[tuple[float, float]]:
+    return list(zip([0.0, *values[:-1]], values, strict=True)) if values else []
+
+
+class _StopSignals:
+    """While open, a first SIGINT or SIGTERM asks the loop to save and stop; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._asked = False
+        self._old: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread, where no signal arrives
+                break
+        return lambda: self._asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class _bar:
+    """The live line of a run: steps, loss, accuracy, forward passes a second."""
+
+    def __init__(self, console: Console, run: Run):
+        self._console, self._run = console, run
+
+    def __enter__(self) -> Callable[[float, float | None], None]:
+        run = self._run
+        if run.steps - run.done.step > 50:
+            passes, minutes = run.predict_cost()
+            left = 1 - run.done.step / run.steps
+            self._console.print(
+                f"expected    {passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes, "
+                f"{run.memory.mib():.0f} MiB above the model",
+                highlight=False,
+            )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+        task = self._progress.add_task("training", total=run.steps, completed=run.done.step, note="")
+        self._progress.start()
+        begin, before = time.perf_counter(), run.done.forward_passes
+
+        def update(loss: float, accuracy: float | None) -> None:
+            speed = (run.done.forward_passes - before) / max(1e-9, time.perf_counter() - begin)
+            shown = "" if accuracy is None else f"  accuracy {100 * accuracy:.2f}%"
+            note = f"loss {loss:.4f}{shown}  {speed:,.0f} passes/s"
+            self._progress.update(task, completed=run.done.step, note=note)
+
+        return update
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _what_fits(run: Run) -> str:
+    """The line that answers running out of memory: the batch that fits."""
+    config = run.config
+    size = config.micro_batch_size or config.batch_size
+    longest = np.argsort(run.train_rows.encoded.lengths)[::-1]
+
+    def attempt(rows: int) -> None:
+        prepared = run.surface.prepare(run.train_rows.part(longest[:rows].copy()))
+        objective = run.surface.logits(prepared).sum()
+        if run.forward is None:
+            objective.backward()
+            run.optimizer.zero_grad(set_to_none=True)
+
+    fits = fitting(attempt, size)
+    if fits is None:
+        return f"memory: a batch of one example must fit on {run.device}, got out of memory; use a smaller model or dtype"
+    return (
+        f"memory: a batch of {size} must fit on {run.device}, got out of memory; "
+        f"{fits} at a time fit: add --micro-batch-size {fits} (the same losses), and --resume to continue"
+    )
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON-able data, its tensors moved to `tensors` under their path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        return {"__tensor__": path}
+    if isinstance(value, dict):
+        return {"__dict__": [[key, _without_tensors(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_without_tensors(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return {"__tuple__": items} if isinstance(value, tuple) else items
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "__tensor__" in value:
+            return tensors[value["__tensor__"]]
+        if "__tuple__" in value:
+            return tuple(_with_tensors(item, tensors) for item in value["__tuple__"])
+        return {key: _with_tensors(item, tensors) for key, item in value["__dict__"]}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value
