@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,6 +19,8 @@ try:
     import typer
 except ModuleNotFoundError as error:
     raise SystemExit(INSTALL.format(error.name)) from None
+
+STOPPED = 130  # the exit code after a stop signal, so that `train && predict` does not go on
 
 if TYPE_CHECKING:
     from gradientless.run.config import RunConfig
@@ -197,9 +200,15 @@ def train(
         from rich.console import Console
 
         from gradientless.run import report
+        from gradientless.run.train import Stopped
         from gradientless.run.train import train as train_run
 
-        summary = train_run(config, folder, resume)
+        try:
+            summary = train_run(config, folder, resume)
+        except Stopped:
+            command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
+            print(f"stopped, with everything saved; continue with: {command}", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
     except UserError:
         if fresh:
             folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
@@ -215,7 +224,7 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bool]:
-    """The run's configuration and folder, and whether it is a new one. A resumed run keeps the configuration it has."""
+    """The run's configuration and folder, and whether it is a new one. A resumed run must agree with what it was."""
     from gradientless.run.config import RunConfig
     from gradientless.run.runfolder import RunFolder, free_name, newest_of_name
 
@@ -230,8 +239,10 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
         stored = RunConfig.load(folder.config)
         if lines := config.differences(stored):
             raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
-        config = stored
-    return config, RunFolder.create(place, config.toml(), resume), fresh
+    folder = RunFolder.create(place, config.toml(), resume)
+    if not fresh:
+        folder.write_config(config.toml())  # what may differ, such as the device, holds from now on
+    return config, folder, fresh
 
 
 def _name(config: RunConfig) -> str:

@@ -26,4 +26,4 @@ class Delta:
         if self.index is None:
             flat.add_(self.values.view(-1))
         else:
-            flat[self.index] += self.values
+            flat.index_add_(0, self.index, self.values)

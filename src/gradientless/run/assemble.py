@@ -131,10 +131,14 @@ class Rows:
             return self.encoded.batch(rows)
         return torch.from_numpy(self.features[rows])
 
+    def batch(self, step: int) -> np.ndarray:
+        """Which rows step `step` sees: int64 [B], a function of (seed, step) alone."""
+        return batch_indices(self._config.seed, step, len(self.encoded), self._config.batch_size)
+
     def objective(self, step: int, noise: Noise) -> Objective:
-        """The loss on the batch of `step`: a function of (seed, step) alone."""
+        """The loss on the batch of `step`."""
         config = self._config
-        rows = batch_indices(config.seed, step, len(self.encoded), config.batch_size)
+        rows = self.batch(step)
         size = config.micro_batch_size or len(rows)
         pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         parts = [(self.surface.prepare(self.part(piece)), self.labels[torch.from_numpy(piece)]) for piece in pieces]
@@ -152,4 +156,3 @@ class Rows:
             piece = np.arange(start, min(start + size, len(self.encoded)))
             found.append(self.surface.logits(self.surface.prepare(self.part(piece))).float().cpu())
         return torch.cat(found)
-

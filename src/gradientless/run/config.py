@@ -50,8 +50,7 @@ else:
 DEFAULT_RECIPE = "starter"
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
-DTYPES = ("float32", "bfloat16", "float16")
-LOSSES = ("cross-entropy",)
+NOT_RESULTS = ("out", "device", "micro_batch_size")  # say where and how a run is computed, not what
 ENTRIES = re.compile(r"(\d+)\s*\*\s*width")
 
 
@@ -392,9 +391,9 @@ class RunConfig(_Section):
         return tomli_w.dumps({key: value for key, value in self.resolved().items() if key != "out"})
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Keys whose values differ, `out` aside, as "key: this value, other value" lines."""
+        """Keys whose values differ, as "key: this value here, other value there"; without those of NOT_RESULTS."""
         mine, theirs = _flat(self.resolved()), _flat(other.resolved())
-        keys = [key for key in {**mine, **theirs} if key != "out" and mine.get(key) != theirs.get(key)]
+        keys = [key for key in {**mine, **theirs} if key not in NOT_RESULTS and mine.get(key) != theirs.get(key)]
         return [f"{key}: {_shown(mine.get(key))} here, {_shown(theirs.get(key))} there" for key in keys]
 
 
@@ -435,17 +434,22 @@ def read_recipe(recipe: str | Path, within: tuple[str, ...] = ()) -> dict[str, A
     base = values.pop("extends", None)
     if base is None:
         return values
-    if not isinstance(base, str) or base in within or base == name:
-        raise UserError(f"recipe: '{name}' must extend another recipe by name or file, got {_shown(base)}")
+    within = (*within, str(file.resolve()) if file.is_file() else name)
+    wrong = UserError(f"recipe: '{name}' must extend another recipe by name or file, got {_shown(base)}")
+    if not isinstance(base, str):
+        raise wrong
     beside = file.parent / base
-    return _stack(read_recipe(beside if file.is_file() and beside.is_file() else base, (*within, name)), values)[0]
+    below = str(beside.resolve()) if file.is_file() and beside.is_file() else base
+    if below in within:
+        raise wrong
+    return _stack(read_recipe(below, within), values)[0]
 
 
 def parse_value(text: str) -> Any:
     """A value of the command line: TOML if it is TOML, a number as Python writes it (.5), else text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-        if list(parsed) == ["value"]:
+        if True:
             return parsed["value"]
     except tomllib.TOMLDecodeError:  # so it is plain text, such as a path or a name
         if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)([eE][+-]?\d+)?", text.strip()):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -76,17 +79,34 @@ class ObjectiveSession:
         self._parts = parts
         self._rows = sum(len(labels) for _, labels in parts)
 
-    @torch.no_grad()
     def losses(self, candidates: Sequence[Sequence[Delta]]) -> list[float]:
-        total: Tensor | None = None
-        for session, labels in self._parts:
-            logits = session.logits(candidates)  # [P, C, b]
-            every = labels.expand(len(candidates), -1)
-            part = cross_entropy(logits, every, reduction="none").sum(1)
-            total = part if total is None else total + part
-        assert total is not None
-        return (total / self._rows).tolist()
+        total = sum(_cross_entropies(session.logits(candidates), labels) for session, labels in self._parts)
+        return (total / self._rows).tolist()  # type: ignore[union-attr]
 
     def commit(self, changes: Sequence[Delta]) -> None:
         for session, _ in self._parts:
             session.commit(changes)
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each candidate, summed over the batch. logits: [P, C, B]; labels: [B]; returns [P]."""
+    if logits.device.type == "cpu":
+        out = np.empty(len(logits), np.float32)
+        _sum_cross_entropy(logits.numpy(), labels.numpy(), out)
+        return torch.from_numpy(out)
+    return cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_cross_entropy(logits, labels, out):  # type: ignore[no-untyped-def]
+    for p in range(logits.shape[0]):
+        total = 0.0
+        for b in range(logits.shape[2]):
+            top = logits[p, 0, b]
+            for c in range(1, logits.shape[1]):
+                top = max(top, logits[p, c, b])
+            mass = 0.0
+            for c in range(logits.shape[1]):
+                mass += math.exp(logits[p, c, b] - top)
+            total += math.log(mass) + top - logits[p, labels[b], b]
+        out[p] = total

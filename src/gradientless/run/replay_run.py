@@ -67,4 +67,3 @@ def _labels(folder: RunFolder, config: RunConfig) -> tuple[str, ...]:
     if note.exists():
         return tuple(json.loads(note.read_text("utf-8"))["labels"])
     return load_splits(config).labels
-

@@ -98,7 +98,7 @@ class RunFolder:
         elif present:
             raise UserError(f"out: must be a new or empty folder, got '{path}', which holds '{present[0]}'")
         else:
-            write_atomically(folder.config, config_toml.encode())
+            folder.write_config(config_toml)
         return folder
 
     @classmethod
@@ -110,6 +110,9 @@ class RunFolder:
         if not folder.holds_run():
             raise UserError(f"run: must be a run folder with a {folder.config.name}, got '{path}'")
         return folder
+
+    def write_config(self, config_toml: str) -> None:
+        write_atomically(self.config, config_toml.encode())
 
     def holds_run(self) -> bool:
         return self.config.is_file()

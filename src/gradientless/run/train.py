@@ -22,6 +22,7 @@ from torch import Tensor
 from gradientless.errors import UserError
 from gradientless.language.data import Encoded, class_balance
 from gradientless.language.metrics import f1_name
+from gradientless.language.tasks import Example
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import load_splits, pick_device, score
@@ -74,13 +75,15 @@ class Run:
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
         self.memory = PeakMemory(self.device)
         self.noise = Noise(config.seed)
-        self.train_rows, self.validation_rows = (
-            Rows(self.surface, Encoded(self.surface.tokenizer, rows, self.surface.max_length), config, f"features: {name}")
-            for name, rows in (("train", splits.train), ("validation", splits.validation))
-        )
+        self.train_rows = self._rows("train", splits.train)
+        self.validation_rows = self._rows("validation", splits.validation)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
         self.base = base_checksum(self.surface)
+
+    def _rows(self, name: str, examples: list[Example]) -> Rows:
+        encoded = Encoded(self.surface.tokenizer, examples, self.surface.max_length)
+        return Rows(self.surface, encoded, self.config, f"features: {name}")
 
     def _length(self) -> int:
         """Steps of the run: as configured, or as many as the budget of forward passes pays for."""
@@ -185,7 +188,9 @@ class Run:
         self.forward.trajectory = log
         return [log[step] for step in range(self.done.step, len(log))]
 
-    def loop(self, tail: list[bytes], bar: Callable[[float, float | None], None], asked_to_stop: Callable[[], bool]) -> None:
+    def loop(
+        self, tail: list[bytes], bar: Callable[[float, float | None], None], asked_to_stop: Callable[[], bool]
+    ) -> None:
         config, done, folder = self.config, self.done, self.folder
         start, first = time.perf_counter(), done.step
         events = folder.events(first if first else None)
@@ -348,11 +353,8 @@ class _bar:
         if run.steps - run.done.step > 50:
             passes, minutes = run.predict_cost()
             left = 1 - run.done.step / run.steps
-            self._console.print(
-                f"expected    {passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes, "
-                f"{run.memory.mib():.0f} MiB above the model",
-                highlight=False,
-            )
+            cost = f"{passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes"
+            self._console.print(f"expected    {cost}, {run.memory.mib():.0f} MiB above the model", highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
         task = self._progress.add_task("training", total=run.steps, completed=run.done.step, note="")
@@ -386,7 +388,7 @@ def _what_fits(run: Run) -> str:
 
     fits = fitting(attempt, size)
     if fits is None:
-        return f"memory: a batch of one example must fit on {run.device}, got out of memory; use a smaller model or dtype"
+        return f"memory: one example must fit on {run.device}, got out of memory; use a smaller model or dtype"
     return (
         f"memory: a batch of {size} must fit on {run.device}, got out of memory; "
         f"{fits} at a time fit: add --micro-batch-size {fits} (the same losses), and --resume to continue"

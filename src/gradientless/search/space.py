@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.noise import Noise
-from gradientless.search.points import ALL, POOL, BufferUpdate, Direction, Point
+from gradientless.search.points import ALL, BufferUpdate, Direction, Point, Term
 from gradientless.search.selection import DEPENDS_ON_WEIGHTS, largest
 
 Entries = list[tuple[str, Tensor | None]]  # per tensor of a block: flat positions, or None for all of them
@@ -70,7 +71,7 @@ class Space:
         self.buffers: dict[str, dict[str, Tensor]] = {}
         self.chosen: dict[tuple[str, int], Tensor] = {}  # selections that cannot be made again: (block, birth) -> flat
         self._entries: OrderedDict[tuple[str, int], Entries] = OrderedDict()
-        self._cache: dict[Direction, list[Delta]] = {}
+        self._cache: dict[Term, list[Delta]] = {}
 
     def block(self, name: str) -> Block:
         return self._all if name == ALL else self.blocks[name]
@@ -82,7 +83,9 @@ class Space:
         return [
             block
             for block in self.blocks.values()
-            if block.selection in DEPENDS_ON_WEIGHTS and not block.whole and (block.name, block.birth(step)) not in self.chosen
+            if block.selection in DEPENDS_ON_WEIGHTS
+            and not block.whole
+            and (block.name, block.birth(step)) not in self.chosen
         ]
 
     def choose(self, block: Block, step: int, scores: Tensor) -> Tensor:
@@ -145,51 +148,53 @@ class Space:
 
     def deltas(self, points: Sequence[Point]) -> list[list[Delta]]:
         """What each point changes. Candidates along directions of one block share their `index` objects."""
-        self._generate({direction for terms in points for _, direction in terms})
-        return [
-            [
-                Delta(base.name, base.values * coefficient, base.index)
-                for coefficient, direction in terms
-                for base in self._made[direction]
-            ]
-            for terms in points
-        ]
+        made = self._generate({term for terms in points for term in terms})
+        return [[change for term in terms for change in made[term]] for terms in points]
 
-    def _generate(self, directions: set[Direction]) -> None:
-        """Make the entries of all `directions`; the draws of one block and step in one call."""
-        self._made = {d: self._cache[d] for d in directions if d in self._cache}
-        families: dict[tuple[int, str], list[int]] = {}
-        for direction in directions:
-            if direction in self._made:
+    def _generate(self, terms: set[Term]) -> dict[Term, list[Delta]]:
+        """The changes that each of `terms` is; those of one block and step are made in one call."""
+        made = {term: self._cache[term] for term in terms if term in self._cache}
+        families: dict[tuple[int, str], list[Term]] = {}
+        for term in terms:
+            if term in made:
                 continue
+            direction = term[1]
             if direction.buffer:
-                self._made[direction] = self._from_buffer(direction)
+                made[term] = self._from_buffer(*term)
             else:
-                families.setdefault((direction.step, direction.block), []).append(direction.draw)
-        for (step, name), draws in families.items():
-            draws.sort()
-            parts: list[list[Delta]] = [[] for _ in draws]
+                families.setdefault((direction.step, direction.block), []).append(term)
+        for (step, name), family in families.items():
+            draws = sorted({direction.draw for _, direction in family})
+            parts: list[list[Delta]] = [[] for _ in family]
             size = 0
             for tensor, index in self.entries(self.block(name), step):
                 target = self.tensors[tensor]
                 if index is None:
-                    rows = [self.noise.fill(tensor, step, d, 0, target.numel(), target.device) for d in draws]
+                    rows = self.noise.rows(tensor, step, draws, target.numel(), target.device)
                 else:
-                    rows = list(self.noise.gather(tensor, step, draws, index))
-                size += len(rows) * rows[0].numel()
-                for part, row in zip(parts, rows, strict=True):
-                    part.append(Delta(tensor, row.to(target.dtype), index))
-            made = {Direction(step, d, name): part for d, part in zip(draws, parts, strict=True)}
-            self._made.update(made)
+                    rows = self.noise.gather(tensor, step, draws, index)
+                if target.dtype == torch.float64:
+                    rows = rows.double()
+                if len(family) > len(draws):
+                    rows = rows[[draws.index(direction.draw) for _, direction in family]]
+                else:
+                    family.sort(key=lambda term: term[1].draw)
+                scaled = rows.mul_(_column([c for c, _ in family], rows)).to(target.dtype)
+                size += scaled.numel()
+                for part, row in zip(parts, scaled.unbind(), strict=True):
+                    part.append(Delta(tensor, row, index))
+            found = dict(zip(family, parts, strict=True))
+            made.update(found)
             if size <= self._CACHED_ENTRIES:
-                self._cache.update(made)
+                self._cache.update(found)
+        return made
 
-    def _from_buffer(self, direction: Direction) -> list[Delta]:
+    def _from_buffer(self, coefficient: float, direction: Direction) -> list[Delta]:
         buffer = self.buffers[direction.buffer]
         found = []
         for name, index in self.entries(self.block(direction.block), direction.step):
             flat = buffer[name].view(-1)
-            found.append(Delta(name, flat.clone() if index is None else flat[index], index))
+            found.append(Delta(name, (flat if index is None else flat[index]) * coefficient, index))
         return found
 
     # Moves -----------------------------------------------------------------------------------------------------------
@@ -197,8 +202,8 @@ class Space:
     @torch.no_grad()
     def add(self, terms: Point) -> None:
         """Move the weights to `terms`: each product is rounded once, then each sum, term by term."""
-        for coefficient, direction in terms:
-            for change in self.deltas([((coefficient, direction),)])[0]:
+        for term in terms:
+            for change in self.deltas([(term,)])[0]:
                 change.add_to(self.tensors[change.name])
 
     @contextlib.contextmanager
@@ -239,7 +244,6 @@ class Space:
     def end_step(self) -> None:
         """Forget what was kept for the step's candidates."""
         self._cache.clear()
-        self._made = {}
 
     @torch.no_grad()
     def squared_norms(self, name: str, candidates: Sequence[Sequence[Delta]]) -> list[float]:
@@ -264,4 +268,7 @@ class Space:
         return found
 
 
-__all__ = ["ALL", "POOL", "Block", "Space"]
+def _column(factors: list[float], like: Tensor) -> Tensor:
+    """`factors` as a column [n, 1] of the dtype and device of `like`."""
+    kind = np.float64 if like.dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.array(factors, kind)).unsqueeze(1).to(like.device)

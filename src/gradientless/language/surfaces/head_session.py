@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -106,6 +107,36 @@ def _all_parallel(xt, a, h, logits, w2, code, offsets, index, values, b1, new_w2
         _one(xt, a, h, logits, w2, code, index[start:end], values[start:end], bias, weight, b2[p], out[p])
 
 
+@numba.njit(cache=True, nogil=True)
+def _take(xt, a, h, logits, w2, b2, code, index, values, b1):
+    """Make one change of W₁ and b₁ permanent, in place; W₂ and b₂ are already the new ones."""
+    hidden, rows = a.shape
+    width = xt.shape[0]
+    touched = np.zeros(hidden, np.bool_)
+    if b1.size:
+        touched[:] = True
+        for i in range(hidden):
+            for b in range(rows):
+                a[i, b] += b1[i]
+    for e in range(index.size):
+        i = index[e] // width
+        j = index[e] - i * width
+        touched[i] = True
+        v = values[e]
+        for b in range(rows):
+            a[i, b] += v * xt[j, b]
+    for i in range(hidden):
+        if touched[i]:
+            for b in range(rows):
+                h[i, b] = _activate(a[i, b], code)
+    for c in range(w2.shape[0]):
+        logits[c, :] = b2[c]
+        for i in range(hidden):
+            w = w2[c, i]
+            for b in range(rows):
+                logits[c, b] += w * h[i, b]
+
+
 class HeadSession:
     """The head act(X W₁ᵀ + b₁) W₂ᵀ + b₂ on one batch of features, and what small changes make of it.
 
@@ -130,21 +161,52 @@ class HeadSession:
         with torch.no_grad():
             self._xt = features.t().contiguous()
             self._a = torch.addmm(dense_bias.unsqueeze(1), dense_weight, self._xt)
-            self._weight, self._bias = out_weight.detach().clone(), out_bias.detach().clone()
+            self._weight, self._bias = out_weight.clone(), out_bias.clone()
             self._refresh()
+        self._on_cpu = self._a.device.type == "cpu"
+        if self._on_cpu:
+            tensors = (self._xt, self._a, self._h, self._logits, self._weight)
+            self._arrays: Any = tuple(tensor.numpy() for tensor in tensors)
 
     def _refresh(self) -> None:
         self._h = self._act(self._a)
         self._logits = torch.addmm(self._bias.unsqueeze(1), self._weight, self._h)
 
-    @torch.no_grad()
     def commit(self, changes: Sequence[Delta]) -> None:
         """Take `changes` as done."""
-        self._a, self._weight, self._bias = self._moved(changes)
-        self._refresh()
+        if self._on_cpu and not self._has_dense([changes]):
+            _, index, values, b1, w2, b2 = self._pack([changes])
+            if len(w2):
+                self._weight.copy_(torch.from_numpy(w2[0]))
+                self._bias.copy_(torch.from_numpy(b2[0]))
+            else:
+                self._bias.add_(torch.from_numpy(b2[0]))
+            bias = b1[0] if len(b1) else b1[:, 0]
+            _take(*self._arrays, self._bias.numpy(), self._code, index, values, bias)
+            return
+        a, weight, bias = self._moved(changes)
+        self._a.copy_(a)
+        self._weight.copy_(weight)
+        self._bias.copy_(bias)
+        self._h.copy_(self._act(self._a))
+        self._logits.copy_(torch.addmm(self._bias.unsqueeze(1), self._weight, self._h))
+
+    def logits(self, candidates: Sequence[Sequence[Delta]]) -> Tensor:
+        """Logits [P, C, B] under each candidate's changes, on top of what was committed."""
+        if self._on_cpu and not self._has_dense(candidates):
+            return self._compiled(candidates)
+        found = []
+        for changes in candidates:
+            a, weight, bias = self._moved(changes)
+            found.append(torch.addmm(bias.unsqueeze(1), weight, self._h if a is self._a else self._act(a)))
+        return torch.stack(found)
+
+    def _has_dense(self, candidates: Sequence[Sequence[Delta]]) -> bool:
+        """Whether some change moves all of W₁: then a matrix product is the shortest way."""
+        return any(d.index is None and d.name == self._w1 for changes in candidates for d in changes)
 
     def _moved(self, changes: Sequence[Delta]) -> tuple[Tensor, Tensor, Tensor]:
-        """A, W₂ and b₂ after `changes`; the old tensors where nothing changes them."""
+        """A, W₂ and b₂ after `changes`; the old tensors where nothing changes them. For any device."""
         a, weight, bias = self._a, self._weight, self._bias
         for change in changes:
             if change.name == self._w1:
@@ -163,63 +225,49 @@ class HeadSession:
                 bias = bias + _dense(change, bias.numel())
         return a, weight, bias
 
-    @torch.no_grad()
-    def logits(self, candidates: Sequence[Sequence[Delta]]) -> Tensor:
-        """Logits [P, C, B] under each candidate's changes, on top of what was committed."""
-        dense = any(d.name == self._w1 and d.index is None for changes in candidates for d in changes)
-        if dense or self._a.device.type != "cpu":
-            found = []
-            for changes in candidates:
-                a, weight, bias = self._moved(changes)
-                found.append(torch.addmm(bias.unsqueeze(1), weight, self._h if a is self._a else self._act(a)))
-            return torch.stack(found)
-        return self._compiled(candidates)
-
-    def _compiled(self, candidates: Sequence[Sequence[Delta]]) -> Tensor:
-        count, (hidden, rows), classes = len(candidates), self._a.shape, self._weight.shape[0]
+    def _pack(self, candidates: Sequence[Sequence[Delta]]) -> tuple[np.ndarray, ...]:
+        """The candidates as arrays: offsets [P+1] into index and values (entries of W₁); b1 [P, h] or [0, h]; the new
+        W₂ [P, C, h] or [0, C, h]; and b2 [P, C], new with a new W₂ and else to be added."""
+        count, classes, hidden = len(candidates), *self._weight.shape
         touched = {d.name for changes in candidates for d in changes}
-        offsets = np.zeros(count + 1, np.int64)
-        index: list[np.ndarray] = []
-        values: list[np.ndarray] = []
         b1 = np.zeros((count if self._b1 in touched else 0, hidden), np.float32)
         b2 = np.zeros((count, classes), np.float32)
         w2 = np.empty((0, classes, hidden), np.float32)
         if self._w2 in touched:
             w2 = np.repeat(self._weight.numpy()[None], count, 0)
             b2 += self._bias.numpy()
+        targets = {self._b1: b1, self._w2: w2, self._b2: b2}
+        index: list[np.ndarray] = []
+        values: list[np.ndarray] = []
+        offsets = [0]
         for p, changes in enumerate(candidates):
-            size = 0
+            end = offsets[-1]
             for d in changes:
                 v = d.values.numpy().reshape(-1)
                 if d.name == self._w1:
                     assert d.index is not None
                     index.append(d.index.numpy())
                     values.append(v)
-                    size += v.size
-                    continue
-                target = (b1 if d.name == self._b1 else w2 if d.name == self._w2 else b2)[p].reshape(-1)
-                if d.index is None:
-                    target += v
+                    end += v.size
+                elif d.index is None:
+                    targets[d.name][p].reshape(-1)[:] += v
                 else:
-                    target[d.index.numpy()] += v
-            offsets[p + 1] = offsets[p] + size
+                    targets[d.name][p].reshape(-1)[d.index.numpy()] += v
+            offsets.append(end)
+        all_index = np.concatenate(index) if index else np.empty(0, np.int64)
+        all_values = np.concatenate(values) if values else np.empty(0, np.float32)
+        return np.array(offsets), all_index, all_values, b1, w2, b2
+
+    def _compiled(self, candidates: Sequence[Sequence[Delta]]) -> Tensor:
+        offsets, index, values, b1, w2, b2 = self._pack(candidates)
+        if not (index.size or b1.size or w2.size):
+            return self._logits + torch.from_numpy(b2).unsqueeze(2)
+        hidden, rows = self._a.shape
+        count, classes = b2.shape
         out = np.empty((count, classes, rows), np.float32)
-        work = (int(offsets[-1]) + count * hidden * (classes + 2) * bool(index or b1.size)) * rows
-        (_all_parallel if work >= _PARALLEL_FROM else _all_serial)(
-            self._xt.numpy(),
-            self._a.numpy(),
-            self._h.numpy(),
-            self._logits.numpy(),
-            self._weight.numpy(),
-            self._code,
-            offsets,
-            np.concatenate(index) if index else np.empty(0, np.int64),
-            np.concatenate(values) if values else np.empty(0, np.float32),
-            b1,
-            w2,
-            b2,
-            out,
-        )
+        work = (index.size + count * hidden * (classes + 2)) * rows
+        run = _all_parallel if work >= _PARALLEL_FROM and torch.get_num_threads() > 1 else _all_serial
+        run(*self._arrays, self._code, offsets, index, values, b1, w2, b2, out)
         return torch.from_numpy(out)
 
 

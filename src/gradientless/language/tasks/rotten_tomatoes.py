@@ -46,7 +46,8 @@ class RottenTomatoes(Task):
         if len(rows) < 10:
             raise UserError(f"{table.path}: {self.key} must have at least 10 rows to split 80/10/10, got {len(rows)}")
         examples = [Example(mend(table.text(row, "text")), self._label(table, row)) for row in rows]
-        order = np.random.default_rng(0).permutation(len(examples))
+        # RandomState, because NumPy keeps its stream for good, and that of Generator only within a version.
+        order = np.random.RandomState(0).permutation(len(examples))
         first, second = len(examples) * 8 // 10, len(examples) * 9 // 10
         train, validation, test = ([examples[i] for i in part] for part in np.split(order, [first, second]))
         return Splits(train, validation, test, self.labels)

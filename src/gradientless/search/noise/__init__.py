@@ -40,7 +40,9 @@ class Noise:
             raise UserError(f"noise: backend numba must be on device cpu, got {device}")
         return self.backend != "torch" and device.type == "cpu"
 
-    def fill(self, name: str, step: int, draw: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    def fill(
+        self, name: str, step: int, draw: int, start: int, count: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """Entries [start, start + count) of direction (step, draw) of tensor `name`: float32 [count]."""
         device = torch.device(device)
         if self._compiled(device):
@@ -49,6 +51,17 @@ class Noise:
             return torch.from_numpy(out)
         index = torch.arange(start, start + count, device=device)
         return reference.values(self.distribution, self.seed, name, step, draw, index)
+
+    def rows(
+        self, name: str, step: int, draws: Sequence[int], count: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The first `count` entries of several directions of one step: float32 [len(draws), count]."""
+        device = torch.device(device)
+        if self._compiled(device):
+            out = np.empty((len(draws), count), np.float32)
+            cpu.fill_rows(self.distribution, self.seed, name, step, np.asarray(draws, np.int64), out)
+            return torch.from_numpy(out)
+        return torch.stack([self.fill(name, step, draw, 0, count, device) for draw in draws])
 
     def gather(self, name: str, step: int, draws: Sequence[int], index: Tensor) -> Tensor:
         """Entries at flat positions `index` (int64 [s]) of several directions of one step: float32 [len(draws), s]."""

@@ -96,9 +96,7 @@ def _near(word):
 
 @numba.njit(inline="always")
 def _words(k0, k1, stream, step, draw, block):
-    return _philox(
-        k0, k1, _u32(block & 0xFFFFFFFF), _u32((stream << 24) | (block >> 32)), _u32(step), _u32(draw)
-    )
+    return _philox(k0, k1, _u32(block & 0xFFFFFFFF), _u32((stream << 24) | (block >> 32)), _u32(step), _u32(draw))
 
 
 @_compile
@@ -136,6 +134,13 @@ def _fill_serial(stream, k0, k1, step, draw, start, out, first, last):
 def _fill_parallel(stream, k0, k1, step, draw, start, out, first, last):
     for block in numba.prange(first, last):
         _fill_group(stream, k0, k1, step, draw, start, out, block)
+
+
+@_compile
+def _fill_rows(stream, k0, k1, step, draws, out, groups):
+    for row in range(draws.size):
+        for block in range(groups):
+            _fill_group(stream, k0, k1, step, draws[row], 0, out[row], block)
 
 
 @_compile
@@ -194,6 +199,17 @@ def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: i
     first, last = start // group, -(-(start + out.size) // group)
     run = _fill_parallel if out.size >= _PARALLEL_FROM else _fill_serial
     run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
+
+
+def fill_rows(distribution: str, seed: int, name: str, step: int, draws: np.ndarray, out: np.ndarray) -> None:
+    """Write the first entries of the noise for each of `draws` (int64 [n]) into `out` (float32 [n, count])."""
+    if out.shape[1] >= _PARALLEL_FROM:
+        for draw, row in zip(draws, out, strict=True):
+            fill(distribution, seed, name, step, int(draw), 0, row)
+        return
+    k0, k1 = ref.key_of(seed, name)
+    groups = -(-out.shape[1] // ref.GROUP[distribution])
+    _fill_rows(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draws, out, groups)
 
 
 def gather(

@@ -21,7 +21,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.evaluators import Evaluator, evaluator
 from gradientless.search.noise import Noise
-from gradientless.search.points import ORIGIN, Losses, Point, Rank, Ranking, Request, Update, common_prefix
+from gradientless.search.points import ORIGIN, Losses, Point, Ranking, Request, Update, common_prefix
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Trajectory
 
@@ -67,7 +67,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.predicted_lr: Callable[[int], Sequence[float]] | None = None  # where a configuration sets the rates
         self._last_lr: list[float] | None = None
         self._ranked = False
-        self._known: dict[Point, float] = {}  # losses measured in this step: a point met again costs nothing
+        self._known: dict[Point, list[float]] = {}  # losses measured in this step: a point met again costs nothing
         self._noise = Noise(seed, noise)
         self._build()
 
@@ -93,7 +93,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
                     name, tensor = (known[position] if known else f"param.{count}"), item
                 count += 1
                 if not isinstance(tensor, Tensor):
-                    raise UserError(f"{self.name}: params must be tensors or (name, tensor), got {type(tensor).__name__}")
+                    found = type(tensor).__name__
+                    raise UserError(f"{self.name}: params must be tensors or (name, tensor) pairs, got {found}")
                 if not tensor.requires_grad:
                     continue
                 if name in names:
@@ -123,7 +124,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._build()
 
     def _build(self) -> None:
-        tensors = {name: p for group in self.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+        tensors: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            tensors.update(zip(group["names"], group["params"], strict=True))
         for group in self.param_groups:
             self.check_group(group)
         self._group_of = {name: group for group in self.param_groups for name in group["names"]}
@@ -191,7 +194,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 continue
             index = self._select(block, None).cpu().numpy().astype("<i8").tobytes()
             if zlib.crc32(index) != record.uint32():
-                raise UserError(f"replay: step {self.t} must select the logged entries of '{block.name}'; another base?")
+                raise UserError(f"replay: step {self.t} must select what was logged of '{block.name}'; another base?")
         self._ranked = False
         update = self._converse(lambda request: self._recall(request, record))
         loss = record.floats(1)[0] if self._ranked else f32(update.loss)
@@ -222,7 +225,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """Forward passes that `steps` further steps take; nothing is measured or changed."""
         before = self.search_state(), self.t, self.forward_passes
         settled = 16  # steps after which every method asks for the same number of points
-        spent = []
+        spent: list[int] = []
         try:
             for _ in range(min(steps, settled)):
                 start = self.forward_passes + 2 * (self.check and self.t == 0)
@@ -263,8 +266,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         importance = getattr(closure, "importance", None)
         if importance is None:
             raise UserError(
-                f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step, …), got none; "
-                "use selection 'random' or 'magnitude'"
+                f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step, …), "
+                "got none; use selection 'random' or 'magnitude'"
             )
         scores = torch.cat([importance(name, self.t, **self.importance_options).view(-1) for name in block.tensors])
         return self.space.choose(block, self.t, scores)
@@ -298,14 +301,15 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
         """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
-        new = [terms for terms in dict.fromkeys(points) if terms not in self._known]
+        places = [self._known.setdefault(terms, []) for terms in points]  # one look-up each: points are long keys
+        new = {id(place): (place, terms) for place, terms in zip(places, points, strict=True) if not place}
         self.forward_passes += len(new)
-        if where is None:
-            self._known.update(dict.fromkeys(new, math.nan))
-        elif new:
-            found = where.losses(new, common_prefix(points))
-            self._known.update(zip(new, found, strict=True))
-        return [self._known[terms] for terms in points]
+        found: Sequence[float] = [math.nan] * len(new)
+        if where is not None and new:
+            found = where.losses([terms for _, terms in new.values()], common_prefix(points))
+        for (place, _), loss in zip(new.values(), found, strict=True):
+            place.append(loss)
+        return [place[0] for place in places]
 
     def _measure(self, request: Request, where: Evaluator, log: bytearray) -> Any:
         if isinstance(request, Losses):

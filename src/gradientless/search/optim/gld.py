@@ -44,7 +44,8 @@ class GLD(ForwardOptimizer):
     candidates*: K, radii tried per tensor.
     entries*: s, entries that move at once; a tensor of at most s entries moves whole. None: all.
     selection*: 'random', 'magnitude', 'fisher' (needs a closure with `importance`), 'fixed' (with `indices`) or 'all'.
-    reselect_every*: steps that a selection lasts; None is 10,000 for 'fisher' and 1 for the others. indices*: flat positions of the one tensor of a 'fixed' group.
+    reselect_every*: steps that a selection lasts; None is 10,000 for 'fisher' and 1 for the others.
+    indices*: flat positions of the one tensor of a 'fixed' group.
     penalty*: λ of the tensor searched. squared*: the squared norm (Eq. 2.8) instead of the plain one (Eq. 4.3).
     options: (m, levels) of Algorithm 2; None is Algorithm 1. confirm: see `options`.
     pool: draw the s entries (of the first group) from all tensors as from one vector.

@@ -25,7 +25,8 @@ from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Poi
 class SMTP(ForwardOptimizer):
     """Stochastic Momentum Three Points over the whole vector.
 
-    radius: γ, the step size; becomes group["lr"]. momentum: β in [0, 1). penalty, squared: as in `GLD`, of every tensor.
+    radius: γ, the step size; becomes group["lr"]. momentum: β in [0, 1). penalty, squared: as in `GLD`, of every
+        tensor.
     """
 
     name = "SMTP"

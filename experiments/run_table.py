@@ -1,0 +1,167 @@
+"""Run a table of experiments: tune every method on a part of the training split, run it on all seeds, write the table.
+
+    python experiments/run_table.py experiments/thesis_table.toml --task rotten-tomatoes
+    python experiments/run_table.py experiments/thesis_table.toml --task sst2 --data path/to/SST-2
+
+Runs that have ended are not run again, so the command can be stopped and repeated; `--report` only writes the table
+from what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from gradientless.run.config import RunConfig
+from gradientless.run.evaluation import load_splits
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.train import train
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # Student's t by degrees of freedom
+
+
+def run(place: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The summary of the run with `settings` in folder `place`, which is made unless it has ended before."""
+    config = RunConfig.load(None, (), {**settings, "out": str(place)})
+    folder = RunFolder.create(place, config.toml(), resume=True)
+    if not folder.summary.exists():
+        train(config, folder, resume=True, console=Console(stderr=True, quiet=True))
+    return {**folder.read_summary(), "folder": folder}
+
+
+def tuning_data(place: Path, table: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Two tables of rows of the training split, as settings that name them."""
+    if not (place / "dev.csv").exists():
+        rows = load_splits(RunConfig.load(None, (), data)).train
+        order = np.random.RandomState(table["tune_seed"]).permutation(len(rows))[: table["tune_rows"]]
+        place.mkdir(parents=True, exist_ok=True)
+        cut = len(order) * 4 // 5
+        for name, part in (("train", order[:cut]), ("dev", order[cut:])):
+            with open(place / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["text", "label"])
+                writer.writerows((rows[i].text, rows[i].label) for i in part)
+    return {"data.path": str(place)}
+
+
+def tune(
+    place: Path, method: dict[str, Any], table: dict[str, Any], data: dict[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """The setting of the grid with the lowest loss at the end, and (setting, loss, accuracy) of all."""
+    steps = max(1, round(method["steps"] * table["tune_share"]))
+    common = {**table["common"], "evaluate_every": steps, "checkpoint_every": steps}
+    tried = []
+    for values in itertools.product(*method["grid"].values()):
+        choice = dict(zip(method["grid"], values, strict=True))
+        name = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in choice.items())
+        settings = {**common, **data, **method["set"], **choice, "steps": steps, "seed": table["seeds"][0]}
+        found = run(place / name, settings)
+        tried.append((choice, found["last"]["loss"], found["last"]["accuracy"]))
+        print(f"  tune {choice}: loss {tried[-1][1]:.4f} accuracy {100 * tried[-1][2]:.2f}%", flush=True)
+    return min(tried, key=lambda item: item[1])[0], tried
+
+
+def interval(differences: list[float]) -> str:
+    """Mean and 95% interval (Student's t over seeds), in points."""
+    mean = 100 * statistics.fmean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.2f} points (one seed)"
+    half = 100 * T_975[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{mean:+.2f} points, 95% interval [{mean - half:+.2f}, {mean + half:+.2f}]"
+
+
+def report(results: dict[str, Any], task: str, out: Path) -> None:
+    """Write the table as markdown and its numbers as JSON."""
+    lines = [
+        "| optimizer | steps | chosen | validation accuracy at the end (sd) | F1 | best evaluation | forward passes "
+        "| seconds | memory above the model | seeds |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in results.items():
+        runs = row["runs"]
+        accuracy = [100 * r["last"]["accuracy"] for r in runs]
+        spread = f" ({statistics.stdev(accuracy):.2f})" if len(runs) > 1 else ""
+        chosen = ", ".join(
+            f"{key.rpartition('.')[0] or key} {value}"
+            if key == "schedule.name"
+            else f"{key.rpartition('.')[2]} {value:g}"
+            for key, value in row["chosen"].items()
+        )
+        mean = {k: statistics.fmean(r[k] for r in runs) for k in ("forward_passes", "seconds", "peak_memory_mib")}
+        lines.append(
+            f"| {name} | {runs[0]['steps']:,} | {chosen} | {statistics.fmean(accuracy):.2f}{spread} "
+            f"| {100 * statistics.fmean(r['last']['f1'] for r in runs):.2f} "
+            f"| {100 * statistics.fmean(r['metrics']['accuracy'] for r in runs):.2f} | {mean['forward_passes']:,.0f} "
+            f"| {mean['seconds']:,.0f} | {mean['peak_memory_mib']:,.0f} MiB | {len(runs)} |"
+        )
+    lines.append("")
+    first = next((name for name in results if name.startswith("AdamW")), None)
+    if first is not None:
+        base = {r["seed"]: r["last"]["accuracy"] for r in results[first]["runs"]}
+        for name, row in results.items():
+            pairs = [r["last"]["accuracy"] - base[r["seed"]] for r in row["runs"] if r["seed"] in base]
+            if name != first and pairs:
+                lines.append(f"- {name} minus {first}, paired by seed: {interval(pairs)}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"thesis_table_{task}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / f"thesis_table_{task}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", help="a folder with the task's files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/table"), help="where the run folders go")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--report", action="store_true", help="write the table from runs that have ended; run nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    table = tomllib.loads(arguments.table.read_text("utf-8"))
+    data = {"task": arguments.task} | ({"data.path": arguments.data} if arguments.data else {})
+    place = arguments.runs / arguments.task
+    results: dict[str, Any] = {}
+    kept = place / "results.json"
+    if kept.exists():
+        results = json.loads(kept.read_text("utf-8"))
+    if not arguments.report:
+        held_back = tuning_data(place / "tune-data", table, data)
+        for name, method in table["methods"].items():
+            if name not in results:
+                print(f"{name}: tuning", flush=True)
+                chosen, tried = tune(place / "tune" / name.replace(" ", "-"), method, table, held_back)
+                results[name] = {"chosen": chosen, "tried": tried, "runs": []}
+        for seed in table["seeds"]:
+            for name, method in table["methods"].items():
+                if any(r["seed"] == seed for r in results[name]["runs"]):
+                    continue
+                settings = {**table["common"], **data, **method["set"], **results[name]["chosen"]}
+                settings |= {"steps": method["steps"], "seed": seed}
+                found = run(place / name.replace(" ", "-") / str(seed), settings)
+                keys = ("metrics", "last", "steps", "forward_passes", "seconds", "peak_memory_mib")
+                results[name]["runs"].append({"seed": seed, **{key: found[key] for key in keys}})
+                print(f"{name} seed {seed}: {100 * found['last']['accuracy']:.2f}%", flush=True)
+                kept.write_text(json.dumps(results), encoding="utf-8")
+    ended = {name: row for name, row in results.items() if row["runs"]}
+    report(ended, arguments.task, arguments.table.parent / "results")
+
+
+if __name__ == "__main__":
+    main()
