@@ -64,7 +64,7 @@ def tune(
     place: Path, method: dict[str, Any], table: dict[str, Any], data: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Any]]:
     """The setting of the grid with the lowest loss at the end, and (setting, loss, accuracy) of all."""
-    steps = max(1, round(method["steps"] * table["tune_share"]))
+    steps = max(1, round(method["steps"] * method.get("tune_share", table["tune_share"])))
     common = {**table["common"], "evaluate_every": steps, "checkpoint_every": steps}
     tried = []
     for values in itertools.product(*method["grid"].values()):

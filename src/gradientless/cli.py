@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ DATA, MODEL, METHOD, MACHINE = "Data", "Model", "Method and length", "Machine an
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. A `UserError` is printed, one line each, and ends with exit code 2."""
+    kept, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
         app(args=None if arguments is None else list(arguments))
     except UserError as error:
@@ -51,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(INSTALL.format(error.name.partition(".")[0]), file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        warnings.formatwarning = kept
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    """A warning as its reader needs it: without the place in the code."""
+    return f"{' '.join(str(message).split())}\n"
 
 
 def _show_version(wanted: bool) -> None:
@@ -205,9 +214,9 @@ def train(
 
         try:
             summary = train_run(config, folder, resume)
-        except Stopped:
+        except Stopped as stopped:
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
-            print(f"stopped, with everything saved; continue with: {command}", file=sys.stderr)
+            print(f"stopped, with everything saved at step {stopped.step:,}; continue with: {command}", file=sys.stderr)
             raise typer.Exit(STOPPED) from None
     except UserError:
         if fresh:

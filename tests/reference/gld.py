@@ -27,7 +27,8 @@ Reads the source as:
   current loss carries the penalty like any other.
 - sweep="parallel" with options: the others stand at their best pending options of the start of the step.
 - momentum=0 is no momentum: m stays 0, although m <- 0 m + (1 - 0) u would shift each step by the last move.
-- The mean improvement that weights momentum is kept for each block.
+- The mean improvement that weights momentum is over the accepted updates of all blocks, so that a block whose updates
+  bring more than the others' moves its buffer more.
 - Momentum has no meaning given together with options.
 """
 
@@ -191,7 +192,7 @@ def trace(
         if best > 0:
             improvements[block].append(losses[0] - losses[best])
             if momentum_weighted:
-                weight = improvements[block][-1] / np.mean(improvements[block])
+                weight = improvements[block][-1] / np.mean(sum(improvements.values(), []))
         if mu:
             m_buffer[block] = mu * m_buffer[block] + (1 - mu) * weight * moves[best]
         return best

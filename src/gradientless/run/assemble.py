@@ -22,6 +22,7 @@ from gradientless.run.config import (
     optimizer_class,
     resolve_entries,
 )
+from gradientless.run.memory import batch_that_fits, is_out_of_memory
 from gradientless.run.objective import Objective
 from gradientless.search.noise import Noise
 from gradientless.search.optim import FIRST_ORDER, ForwardOptimizer
@@ -124,7 +125,16 @@ class Rows:
         self.features: np.ndarray | None = None
         if not config.surface.recompute:
             size = config.micro_batch_size or min(config.batch_size, 64)
-            self.features = features.compute(surface, encoded, size, title=title)
+            try:
+                self.features = features.compute(surface, encoded, size, title=title)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                error.__traceback__ = None  # its frames hold what did not fit
+                longest = np.argsort(encoded.lengths)[::-1]
+                raise batch_that_fits(
+                    lambda count: surface.features(encoded.batch(longest[:count].copy())), size, surface.device
+                ) from None
 
     def part(self, rows: np.ndarray) -> Tensor | dict[str, Tensor]:
         if self.features is None:
@@ -135,7 +145,7 @@ class Rows:
         """Which rows step `step` sees: int64 [B], a function of (seed, step) alone."""
         return batch_indices(self._config.seed, step, len(self.encoded), self._config.batch_size)
 
-    def objective(self, step: int, noise: Noise) -> Objective:
+    def objective(self, step: int, noise: Noise, say: Callable[[str], None] = print) -> Objective:
         """The loss on the batch of `step`."""
         config = self._config
         rows = self.batch(step)
@@ -145,7 +155,7 @@ class Rows:
         generator = None
         if self.surface.training and self.surface.dropout > 0:
             generator = torch.Generator(self.surface.device).manual_seed((config.seed << 32 | step) % 2**63)
-        return Objective(self.surface, parts, noise, generator)
+        return Objective(self.surface, parts, noise, generator, say)
 
     @torch.no_grad()
     def logits(self) -> Tensor:

@@ -449,7 +449,7 @@ def parse_value(text: str) -> Any:
     """A value of the command line: TOML if it is TOML, a number as Python writes it (.5), else text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-        if True:
+        if list(parsed) == ["value"]:
             return parsed["value"]
     except tomllib.TOMLDecodeError:  # so it is plain text, such as a path or a name
         if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)([eE][+-]?\d+)?", text.strip()):

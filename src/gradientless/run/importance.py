@@ -11,7 +11,9 @@ with C the Friedman-Rafsky count: edges between the two samples in the minimal s
 with θ and with θ̃ on the same rows.
 
 Differs from the paper: the outputs compared are logits. z is drawn from N(0, (scale · max|θ|)²) for every entry anew,
-where the thesis leaves its size open. D is not cut off at zero, and an entry of no effect has D about zero.
+where the thesis leaves its size open. D is not cut off at zero: where both samples lie alike, half of the edges that
+join neighbours cross, so D is about -1/2. Equal distances, which the statistic does not foresee, count as crossing, so
+an entry that changes nothing has D = 1/N - 1, the lowest value.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError
@@ -30,6 +32,7 @@ from gradientless.search.noise import Noise
 
 LIMIT = 1_000_000  # entries of a tensor: about four minutes on two cores at 32 rows
 _CHUNK = 256  # entries whose trees are made in one call
+_TIE = 1e-12  # edges between the samples come first among equals: an entry of no effect has the lowest D there is
 _TINY = 1e-300  # added to every distance: the library takes a distance of zero for a missing edge
 
 
@@ -40,6 +43,7 @@ def divergences(base: np.ndarray, moved: np.ndarray) -> np.ndarray:
     points = np.concatenate([np.broadcast_to(base, moved.shape), moved], axis=1).astype(np.float64)
     first, second = np.triu_indices(nodes, 1)
     distance = np.sqrt(((points[:, first] - points[:, second]) ** 2).sum(-1)) + _TINY
+    distance *= np.where((first < rows) == (second < rows), 1.0 + _TIE, 1.0)
     # One graph of P components: candidate p holds the nodes [p · 2N, (p + 1) · 2N), its edges in row order.
     columns = (second[None] + nodes * np.arange(count)[:, None]).ravel()
     degree = np.tile(np.arange(nodes - 1, -1, -1), count)
@@ -82,18 +86,18 @@ def fisher(
     return torch.from_numpy(total / draws)
 
 
-def fisher_by_gradients(logits: Callable[[Tensor], Tensor], theta: Tensor, rows: int) -> Tensor:
+def fisher_by_gradients(surface: nn.Module, logits: Callable[[], Tensor], name: str) -> Tensor:
     """The diagonal of Eq. 2.39 by gradients, E_x E_{y ~ p(·|x)} [(∂ log p(y|x) / ∂θ_i)²]: float64 [numel].
 
-    logits: the model's [N, C] as a differentiable function of the tensor. A check on the ranking of `fisher`, for
-    models that can be differentiated.
+    logits: the model's outputs [N, C], differentiable in the tensor `name` of `surface.trainable()`. A check on the
+    ranking of `fisher`, for models that can be differentiated; `.grad` stays as it is.
     """
-    variable = theta.detach().clone().requires_grad_(True)
+    theta = surface.trainable()[name]  # type: ignore[operator]
     with torch.enable_grad():
-        log_p = torch.log_softmax(logits(variable), dim=1)
+        log_p = torch.log_softmax(logits(), dim=1)
         total = torch.zeros(theta.numel(), dtype=torch.float64)
-        for row in range(rows):
-            for y in range(log_p.shape[1]):
-                (gradient,) = torch.autograd.grad(log_p[row, y], variable, retain_graph=True)
-                total += float(log_p[row, y].detach().exp()) * gradient.view(-1).double().cpu().square()
-    return total / rows
+        for row in log_p:
+            for value in row:
+                (gradient,) = torch.autograd.grad(value, theta, retain_graph=True)
+                total += float(value.detach().exp()) * gradient.view(-1).double().cpu().square()
+    return total / len(log_p)

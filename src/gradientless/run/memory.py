@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from gradientless.errors import UserError
+
 
 class PeakMemory:
     """Peak since this object was made, above what was in use then: MiB.
@@ -60,6 +62,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def batch_that_fits(attempt: Callable[[int], object], size: int, device: object) -> UserError:
+    """The answer to running out of memory at `size` rows at a time. attempt: does the work with that many rows."""
+    fits = fitting(attempt, size)
+    if fits is None:
+        return UserError(f"memory: one example must fit on {device}, got out of memory; use a smaller model or dtype")
+    return UserError(
+        f"memory: a batch of {size} must fit on {device}, got out of memory; "
+        f"{fits} at a time fit: add --micro-batch-size {fits} (the same losses), and --resume to continue"
+    )
 
 
 def fitting(attempt: Callable[[int], object], too_large: int) -> int | None:

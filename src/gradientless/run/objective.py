@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numba
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -15,7 +16,7 @@ from gradientless.delta import Delta
 from gradientless.language.surfaces import HeadSurface
 from gradientless.language.surfaces.head import Prepared
 from gradientless.language.surfaces.head_session import HeadSession
-from gradientless.run.importance import fisher
+from gradientless.run.importance import fisher, fisher_by_gradients
 from gradientless.search.noise import Noise
 
 LOSSES = ("cross-entropy",)
@@ -27,6 +28,7 @@ class Objective:
 
     parts: (prepared, labels int64 [b]) of each micro-batch; losses are averaged by example over all of them.
     noise: where the perturbations of `importance` come from. generator: makes the dropout masks of a call, if any.
+    say: where `importance` reports its check.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Objective:
         parts: Sequence[tuple[Prepared, Tensor]],
         noise: Noise,
         generator: torch.Generator | None = None,
+        say: Callable[[str], None] = print,
     ):
-        self.surface, self.parts, self._noise, self._generator = surface, parts, noise, generator
+        self.surface, self.parts, self._noise, self._generator, self._say = surface, parts, noise, generator, say
         self._rows = sum(len(labels) for _, labels in parts)
         # Dropout draws anew in every call, so only calls one by one mean what they say then.
         self.session: Callable[[], ObjectiveSession] | None = None
@@ -64,12 +67,23 @@ class Objective:
         return ObjectiveSession([(self.surface.session(prepared), labels) for prepared, labels in self.parts])
 
     @torch.no_grad()
-    def importance(self, name: str, step: int, *, scale: float = 1.0, draws: int = 1, rows: int = 32) -> Tensor:
-        """Fisher importance of every entry of tensor `name` (see `run.importance.fisher`): float64 [numel]."""
-        features = torch.cat([prepared.features for prepared, _ in self.parts])[:rows]
-        session = self.surface.session(self.surface.prepare(features))
+    def importance(
+        self, name: str, step: int, *, scale: float = 1.0, draws: int = 1, rows: int = 32, check: bool = False
+    ) -> Tensor:
+        """Fisher importance of every entry of tensor `name` (see `run.importance.fisher`): float64 [numel].
+
+        rows: examples of this batch whose outputs are compared. check: also rank by gradients (Eq. 2.39), and say how
+        well the two rankings agree.
+        """
+        prepared = self.surface.prepare(torch.cat([part.features for part, _ in self.parts])[:rows])
+        session = self.surface.session(prepared)
         theta = self.surface.trainable()[name]
-        return fisher(session.logits, name, theta, self._noise, step, scale=scale, draws=draws)
+        found = fisher(session.logits, name, theta, self._noise, step, scale=scale, draws=draws)
+        if check:
+            by_gradients = fisher_by_gradients(self.surface, lambda: self.surface.logits(prepared), name)
+            agreement = float(spearmanr(found.numpy(), by_gradients.numpy()).statistic)
+            self._say(f"fisher: step {step}, {name}: rank correlation with the gradients' (Eq. 2.39) {agreement:.3f}")
+        return found
 
 
 class ObjectiveSession:

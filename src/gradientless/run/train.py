@@ -6,9 +6,10 @@ again, and goes on. Logs are cut back to the checkpoint and written again on the
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
@@ -26,18 +27,23 @@ from gradientless.language.tasks import Example
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import load_splits, pick_device, score
-from gradientless.run.memory import PeakMemory, fitting, is_out_of_memory
-from gradientless.run.objective import BACKWARD
+from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
+from gradientless.run.objective import BACKWARD, Objective
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 
 PASSES_OF_FIRST_ORDER = 1 + BACKWARD
+SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
 
 
 class Stopped(Exception):
-    """The run was asked to stop, saved its state and can be resumed."""
+    """The run was asked to stop, saved its state at `step` and can be resumed."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.step = step
 
 
 @dataclass
@@ -110,13 +116,29 @@ class Run:
             return self.forward.replay_step(logged)
         for group, rate in zip(self.optimizer.param_groups, self.rates(t), strict=True):
             group["lr"] = rate
-        objective = self.train_rows.objective(t, self.noise)
+        objective = self.train_rows.objective(t, self.noise, self.say)
         if self.forward is not None:
             return self.forward.step(objective)
         self.optimizer.zero_grad(set_to_none=True)
         loss = objective.backward()
         self.optimizer.step()
         return loss
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """One thread for the steps of a small head on cached features; a function of the configuration, so that a
+        resumed run adds up its products in the same order."""
+        before = torch.get_num_threads()
+        layers = self.surface.layers()
+        if self.train_rows.features is not None and self.config.batch_size * layers.dense.weight.numel() < SHARED_FROM:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
 
     def evaluate(self) -> dict[str, float]:
         training = self.surface.training
@@ -192,7 +214,8 @@ class Run:
         self, tail: list[bytes], bar: Callable[[float, float | None], None], asked_to_stop: Callable[[], bool]
     ) -> None:
         config, done, folder = self.config, self.done, self.folder
-        start, first = time.perf_counter(), done.step
+        earlier = folder.read_timings()
+        start, first = time.perf_counter() - (earlier[-1]["seconds"] if earlier else 0.0), done.step
         events = folder.events(first if first else None)
         accuracy: float | None = None if done.best_step < 0 else done.best_accuracy
         try:
@@ -223,12 +246,15 @@ class Run:
                     self.keep_if_best(found)
                     folder.append_timings({"step": done.step, "seconds": time.perf_counter() - start})
                     done.ended = config.patience is not None and done.stale >= config.patience
-                if done.step % config.checkpoint_every == 0 or last or done.ended or asked_to_stop():
+                stop = asked_to_stop()  # asked once: a signal between two answers would stop without saving
+                if done.step % config.checkpoint_every == 0 or last or done.ended or stop:
                     self.save()
-                if asked_to_stop() and not last and not done.ended:
-                    raise Stopped
+                if stop and not last and not done.ended:
+                    raise Stopped(done.step)
         finally:
             events.close()
+            if self.forward is not None and self.forward.trajectory is not None:
+                self.forward.trajectory.close()
 
     def _log(self, split: str, values: dict[str, float], events: Any) -> None:
         record = {"step": self.done.step, "split": split, "forward_passes": self.done.forward_passes, **values}
@@ -242,17 +268,19 @@ class Run:
         times = []
         for t in range(3):
             begin = time.perf_counter()
-            objective = self.train_rows.objective(t, self.noise)
-            if self.forward is None:
-                objective.backward()
-                self.optimizer.zero_grad(set_to_none=True)
-            else:
-                trial = make_optimizer(self.config, self.surface)
-                assert isinstance(trial, ForwardOptimizer)
-                begin = time.perf_counter()
-                trial.rehearse(objective)
+            self.rehearse(self.train_rows.objective(t, self.noise))
             times.append(time.perf_counter() - begin)
         return passes, min(times) * self.steps / 60
+
+    def rehearse(self, objective: Objective) -> None:
+        """Do the work of a step and take nothing."""
+        if self.forward is None:
+            objective.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        trial = make_optimizer(self.config, self.surface)
+        assert isinstance(trial, ForwardOptimizer)
+        trial.rehearse(objective)
 
 
 def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -277,12 +305,13 @@ def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: C
             f"resuming    from step {run.done.step:,}, with {len(tail):,} logged steps to repeat", highlight=False
         )
     try:
-        with _StopSignals() as asked, _bar(console, run) as bar:
+        with run.threads(), _StopSignals() as asked, _bar(console, run) as bar:
             run.loop(tail, bar, asked)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(_what_fits(run)) from None
+        error.__traceback__ = None  # its frames hold what did not fit
+        raise _what_fits(run) from None
     return _end(run, started)
 
 
@@ -292,10 +321,7 @@ def _end(run: Run, started: float) -> dict[str, Any]:
     found = run.evaluate()
     with run.folder.replacing(run.folder.model) as place:
         run.surface.save(place)
-    seconds = sum(
-        later - (earlier if later > earlier else 0.0)
-        for earlier, later in _pairs([record["seconds"] for record in run.folder.read_timings()])
-    )
+    timings = run.folder.read_timings()
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
@@ -304,7 +330,7 @@ def _end(run: Run, started: float) -> dict[str, Any]:
         "model_step": run.done.best_step,
         "steps": run.done.step,
         "forward_passes": run.done.forward_passes,
-        "seconds": round(seconds, 3),
+        "seconds": round(timings[-1]["seconds"], 3) if timings else 0.0,
         "wall_seconds": round(time.perf_counter() - started, 3),
         "peak_memory_mib": round(run.memory.mib(), 1),
         "scheduled_steps": run.steps,
@@ -313,10 +339,6 @@ def _end(run: Run, started: float) -> dict[str, Any]:
     }
     run.folder.write_summary(summary)
     return summary
-
-
-def _pairs(values: list[float]) -> list[tuple[float, float]]:
-    return list(zip([0.0, *values[:-1]], values, strict=True)) if values else []
 
 
 class _StopSignals:
@@ -373,26 +395,17 @@ class _bar:
         self._progress.stop()
 
 
-def _what_fits(run: Run) -> str:
-    """The line that answers running out of memory: the batch that fits."""
-    config = run.config
-    size = config.micro_batch_size or config.batch_size
-    longest = np.argsort(run.train_rows.encoded.lengths)[::-1]
+def _what_fits(run: Run) -> UserError:
+    """The line that answers running out of memory in a step: the batch that fits."""
+    rows_of = run.train_rows
+    longest = np.argsort(rows_of.encoded.lengths)[::-1]
 
-    def attempt(rows: int) -> None:
-        prepared = run.surface.prepare(run.train_rows.part(longest[:rows].copy()))
-        objective = run.surface.logits(prepared).sum()
-        if run.forward is None:
-            objective.backward()
-            run.optimizer.zero_grad(set_to_none=True)
+    def attempt(count: int) -> None:
+        rows = longest[:count].copy()
+        part = run.surface.prepare(rows_of.part(rows)), rows_of.labels[torch.from_numpy(rows)]
+        run.rehearse(Objective(run.surface, [part], run.noise))
 
-    fits = fitting(attempt, size)
-    if fits is None:
-        return f"memory: one example must fit on {run.device}, got out of memory; use a smaller model or dtype"
-    return (
-        f"memory: a batch of {size} must fit on {run.device}, got out of memory; "
-        f"{fits} at a time fit: add --micro-batch-size {fits} (the same losses), and --resume to continue"
-    )
+    return batch_that_fits(attempt, run.config.micro_batch_size or run.config.batch_size, run.device)
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -44,6 +44,15 @@ def common_prefix(points: Sequence[Point]) -> Point:
     return shared
 
 
+def by_block(terms: Point) -> Point:
+    """The same point with the terms of each block together, in their order: one name for it, however it was found."""
+    return terms if len(terms) < 2 else tuple(sorted(terms, key=_block))
+
+
+def _block(term: Term) -> str:
+    return term[1][2]
+
+
 def scaled(factor: float, terms: Point) -> Point:
     """`factor` times `terms`."""
     return tuple((factor * coefficient, direction) for coefficient, direction in terms)

@@ -97,6 +97,18 @@ class Space:
         self.chosen[block.name, block.birth(step)] = index
         return index
 
+    def withdraw(self, block: Block, step: int) -> None:
+        """Undo `install`."""
+        key = (block.name, block.birth(step))
+        self.chosen.pop(key, None)
+        self._entries.pop(key, None)
+
+    def inherit(self, other: Space) -> None:
+        """Take over the buffers and the selections of `other`, a space of some of these tensors."""
+        for name, tensors in other.buffers.items():
+            self.buffer(name).update(tensors)
+        self.chosen.update(other.chosen)
+
     def forget(self, step: int, alive: set[tuple[str, int]]) -> None:
         """Drop selections neither in force at `step` nor in `alive` ((block, birth) of directions still pending)."""
         for name, birth in list(self.chosen):

@@ -13,6 +13,7 @@ word. Damage anywhere else is an error, never a guess.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -41,9 +42,12 @@ class Trajectory:
         self._check = self._length = 0
         self._states: list[tuple[int, int]] = []
         head = MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
+        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            with open(self.path, "xb") as file:
-                file.write(head)
+            if self.path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
+            os.replace(partial, self.path)
         except OSError as error:
             raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
         self._start = len(head)

@@ -182,7 +182,8 @@ class HeadSession:
             else:
                 self._bias.add_(torch.from_numpy(b2[0]))
             bias = b1[0] if len(b1) else b1[:, 0]
-            _take(*self._arrays, self._bias.numpy(), self._code, index, values, bias)
+            take: Any = _take
+            take(*self._arrays, self._bias.numpy(), self._code, index, values, bias)
             return
         a, weight, bias = self._moved(changes)
         self._a.copy_(a)
@@ -266,7 +267,7 @@ class HeadSession:
         count, classes = b2.shape
         out = np.empty((count, classes, rows), np.float32)
         work = (index.size + count * hidden * (classes + 2)) * rows
-        run = _all_parallel if work >= _PARALLEL_FROM and torch.get_num_threads() > 1 else _all_serial
+        run: Any = _all_parallel if work >= _PARALLEL_FROM and torch.get_num_threads() > 1 else _all_serial
         run(*self._arrays, self._code, offsets, index, values, b1, w2, b2, out)
         return torch.from_numpy(out)
 

@@ -10,6 +10,7 @@ import math
 
 import numba
 import numpy as np
+import torch
 
 from gradientless.search.noise import reference as ref
 
@@ -197,8 +198,13 @@ def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: i
     k0, k1 = ref.key_of(seed, name)
     group = ref.GROUP[distribution]
     first, last = start // group, -(-(start + out.size) // group)
-    run = _fill_parallel if out.size >= _PARALLEL_FROM else _fill_serial
+    threads = torch.get_num_threads()
+    run = _fill_parallel if out.size >= _PARALLEL_FROM and threads > 1 else _fill_serial
+    if run is _fill_parallel:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
+    if torch.get_num_threads() != threads:  # starting numba's threads changes the number that torch uses
+        torch.set_num_threads(threads)
 
 
 def fill_rows(distribution: str, seed: int, name: str, step: int, draws: np.ndarray, out: np.ndarray) -> None:

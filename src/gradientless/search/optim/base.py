@@ -21,7 +21,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.evaluators import Evaluator, evaluator
 from gradientless.search.noise import Noise
-from gradientless.search.points import ORIGIN, Losses, Point, Ranking, Request, Update, common_prefix
+from gradientless.search.points import ORIGIN, Losses, Point, Ranking, Request, Update, by_block, common_prefix
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Trajectory
 
@@ -29,8 +29,11 @@ Conversation = Generator[Request, Any, Update]
 
 
 def f32(value: float) -> float:
-    """`value` rounded to single precision, as the log holds it."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    """`value` rounded to single precision, as the log holds it; infinite when it is too large for that."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 class ForwardOptimizer(torch.optim.Optimizer):
@@ -113,15 +116,23 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if not self._ready:
             super().add_param_group(group)
             return
-        for item in group["params"]:
-            if not isinstance(item, tuple):
-                raise UserError(f"{self.name}: a later group must give (name, tensor) pairs, got a bare tensor")
-        (named,) = self._named_groups([group], self.defaults)
+        items = list(group["params"])
+        if not all(isinstance(item, tuple) for item in items):
+            raise UserError(f"{self.name}: a later group must give (name, tensor) pairs, got a bare tensor")
+        (named,) = self._named_groups([{**group, "params": items}], self.defaults)
         taken = set(named["names"]) & set(self.space.tensors)
         if taken:
             raise UserError(f"{self.name}: parameter names must be distinct, got '{min(taken)}' twice")
         super().add_param_group(named)
-        self._build()
+        before = self.space
+        try:
+            self._build()
+        except UserError:
+            self.param_groups.pop()
+            self._build()
+            raise
+        finally:
+            self.space.inherit(before)
 
     def _build(self) -> None:
         tensors: dict[str, Tensor] = {}
@@ -222,7 +233,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.space.forget(self.t, self.alive())
 
     def forecast(self, steps: int) -> int:
-        """Forward passes that `steps` further steps take; nothing is measured or changed."""
+        """Forward passes that `steps` further steps take; nothing is measured or changed.
+
+        With GLD's `confirm` it is a lower bound: at most two passes a tensor and step more, as the losses fall.
+        """
         before = self.search_state(), self.t, self.forward_passes
         settled = 16  # steps after which every method asks for the same number of points
         spent: list[int] = []
@@ -236,16 +250,24 @@ class ForwardOptimizer(torch.optim.Optimizer):
         finally:
             self.t, self.forward_passes = before[1], before[2]
             self.load_search_state(before[0])
-        return sum(spent) + max(0, steps - settled) * spent[-1]
+        return sum(spent) + (max(0, steps - settled) * spent[-1] if spent else 0)
 
     @torch.no_grad()
     def rehearse(self, closure: Callable[[], Any]) -> None:
         """Measure what a step would measure and take nothing; selections that need measuring are drawn at random."""
         where = evaluator(self.space, closure)
-        for block in self.space.due(self.t):
-            assert block.entries is not None
-            self.space.install(block, self.t, self._noise.select(block.name, self.t, block.size, block.entries))
-        self._converse(lambda request: self._measure(request, where, bytearray()))
+        before, due = (self.search_state(), self.forward_passes), self.space.due(self.t)
+        try:
+            for block in due:
+                assert block.entries is not None
+                self.space.install(block, self.t, self._noise.select(block.name, self.t, block.size, block.entries))
+            self._converse(lambda request: self._measure(request, where, bytearray()))
+        finally:
+            self.load_search_state(before[0])
+            self.forward_passes = before[1]
+            for block in due:
+                self.space.withdraw(block, self.t)
+            self.space.end_step()
 
     def _imagine(self, request: Request) -> Any:
         if isinstance(request, Losses):
@@ -301,7 +323,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
         """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
-        places = [self._known.setdefault(terms, []) for terms in points]  # one look-up each: points are long keys
+        places = [self._known.setdefault(by_block(terms), []) for terms in points]  # one look-up each: long keys
         new = {id(place): (place, terms) for place, terms in zip(places, points, strict=True) if not place}
         self.forward_passes += len(new)
         found: Sequence[float] = [math.nan] * len(new)
@@ -314,8 +336,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def _measure(self, request: Request, where: Evaluator, log: bytearray) -> Any:
         if isinstance(request, Losses):
             losses = self._penalised(self._losses(request.points, where), request.points, request.block)
-            log += struct.pack(f"<{len(losses)}f", *losses)
-            return [f32(loss) for loss in losses]
+            rounded = [f32(loss) for loss in losses]
+            log += struct.pack(f"<{len(rounded)}f", *rounded)
+            return rounded
         self._ranked = True
         flat = [terms for group in request.groups for terms in group]
         raw = self._losses(flat, where)
@@ -345,7 +368,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             return record.floats(len(request.points))
         self._ranked = True
         self._losses([terms for group in request.groups for terms in group], None)
-        order = [record.bytes(min(request.keep, len(group))) for group in request.groups]
+        order = [record.bytes(min(request.keep, len(group)), len(group)) for group in request.groups]
         groups = record.uint16(len(order)) if len(order) > 1 else [0]
         gains = record.floats(len(order)) if request.improvement else []
         return Ranking(order, groups, math.nan, gains)
@@ -407,6 +430,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 f"{self.name}: state_dict must have seed {self._noise.seed} and noise {self._noise.distribution}, "
                 f"got {search['seed']} and {search['noise']}"
             )
+        saved, own = ([group["names"] for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        if saved != own:
+            raise UserError(f"{self.name}: state_dict must be of the parameters {own} in this order, got {saved}")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
         self._build()
         self.t, self.forward_passes = search["t"], search["forward_passes"]
@@ -422,6 +448,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def record(self, path: Any, header: Mapping[str, Any] | None = None) -> Trajectory:
         """From now on, log every step to a new trajectory at `path`."""
+        self._last_lr = None  # every log begins with the rates
         self.trajectory = Trajectory(path, {"optimizer": self.name, "seed": self._noise.seed, **(header or {})})
         return self.trajectory
 
@@ -448,8 +475,11 @@ class _Record:
         self._at += count
         return taken
 
-    def bytes(self, count: int) -> list[int]:
-        return list(self._take(count))
+    def bytes(self, count: int, below: int = 256) -> list[int]:
+        taken = list(self._take(count))
+        if max(taken, default=0) >= below:
+            raise UserError(f"replay: a record must name candidates below {below}, got {max(taken)}; other options?")
+        return taken
 
     def floats(self, count: int) -> list[float]:
         return list(struct.unpack(f"<{count}f", self._take(4 * count)))

@@ -50,7 +50,8 @@ class GLD(ForwardOptimizer):
     options: (m, levels) of Algorithm 2; None is Algorithm 1. confirm: see `options`.
     pool: draw the s entries (of the first group) from all tensors as from one vector.
     fisher_scale, fisher_draws, fisher_rows: handed to the closure's `importance`: the spread of a perturbation over
-        max|θ|, perturbations per entry, and model outputs compared.
+        max|θ|, perturbations per entry, and model outputs compared. fisher_check: have the ranking compared with that
+        of the gradients (Eq. 2.39), where the model can be differentiated.
     sweep: 'turns' or 'parallel'. momentum, momentum_weighted: see the module docstring.
     Raises UserError for values out of range, with the tensor's name where it is about one.
     """
@@ -77,6 +78,7 @@ class GLD(ForwardOptimizer):
         fisher_scale: float = 1.0,
         fisher_draws: int = 1,
         fisher_rows: int = 32,
+        fisher_check: bool = False,
         *,
         seed: int = 0,
         noise: str = "gaussian",
@@ -97,7 +99,12 @@ class GLD(ForwardOptimizer):
                 "GLD: fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
                 f"got {fisher_scale}, {fisher_draws} and {fisher_rows}"
             )
-        self.importance_options = {"scale": fisher_scale, "draws": fisher_draws, "rows": fisher_rows}
+        self.importance_options = {
+            "scale": fisher_scale,
+            "draws": fisher_draws,
+            "rows": fisher_rows,
+            "check": fisher_check,
+        }
         self.pool, self.sweep, self.momentum, self.momentum_weighted = pool, sweep, momentum, momentum_weighted
         self.trees = None if options is None else OptionTrees(*self._option_shape(options), confirm)
         self._gain_sum, self._gain_count = 0.0, 0

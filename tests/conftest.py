@@ -1,0 +1,12 @@
+"""What all tests share: the tests folder on the path (for `cases` and `reference`), one thread for torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+torch.set_num_threads(1)

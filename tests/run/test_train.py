@@ -1,0 +1,416 @@
+"""Whole runs through the command line, on a tiny random BERT and rows made from a template."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_run
+from gradientless import cli
+from gradientless.language.surfaces import HeadSurface
+from gradientless.run.evaluation import load_surface, logits_of
+from gradientless.run.predict import predict_texts
+from gradientless.run.train import Run
+from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+
+MAJORITY = 0.6
+GLD = ("optimizer.radius=0.1",)
+ADAMW = ("optimizer.lr=1e-2",)
+
+
+def gradientless(*arguments: str) -> int:
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return tiny_run.make_model(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> str:
+    return tiny_run.write_table(tmp_path_factory.mktemp("rows") / "rows.csv")
+
+
+@pytest.fixture
+def train(model, rows, tmp_path):
+    """train(name, settings, …) -> the run's folder, after a run that ended well."""
+
+    def run(name: str, *more: str, **options: Any) -> Path:
+        assert gradientless(*tiny_run.arguments(model, rows, tmp_path / name, *more, **options)) == 0
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(model, rows, tmp_path_factory) -> Path:
+    """A run of GLD that has ended."""
+    out = tmp_path_factory.mktemp("runs") / "gld"
+    assert gradientless(*tiny_run.arguments(model, rows, out, *GLD, steps=150)) == 0
+    return out
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text("utf-8"))
+
+
+def metrics_of(run: Path, split: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [record for record in records if record["split"] == split]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The weights after the last step."""
+    (place,) = run.glob("checkpoint-*")
+    tensors = load_file(place / "tensors.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("weights/")}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal weights and losses, but for rounding."""
+    left, right = weights_of(one), weights_of(other)
+    assert left.keys() == right.keys() and len(left) == 4
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)
+    for split in ("train", "validation"):
+        losses = [[record["loss"] for record in metrics_of(run, split)] for run in (one, other)]
+        assert losses[0] and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class TestARun:
+    def test_leaves_its_files(self, finished):
+        names = {path.name for path in finished.iterdir()}
+        assert names == {
+            *("config.toml", "environment.json", "metrics.jsonl", "timings.jsonl", "trajectory.bin", "tensorboard"),
+            *("checkpoint-150", f"best-{summary_of(finished)['model_step']}", "model", "summary.json", "plot.png"),
+        }
+        assert (finished / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_summary(self, finished):
+        summary = summary_of(finished)
+        assert MAJORITY < summary["metrics"]["accuracy"] <= 1 and 0 < summary["metrics"]["f1"] <= 1
+        assert summary["steps"] == 150 and summary["forward_passes"] == 150 * 4 * 5 + 150 + 2
+        assert summary["seconds"] > 0 and summary["peak_memory_mib"] >= 0
+        assert summary["f1_means"] == "f1 (binary, of 'positive')"
+        best = max(metrics_of(finished, "validation"), key=lambda record: (record["accuracy"], -record["loss"]))
+        assert (best["step"], best["accuracy"]) == (summary["model_step"], summary["metrics"]["accuracy"])
+
+    def test_learns(self, finished):
+        first, *_, last = metrics_of(finished, "train")
+        assert last["loss"] < 0.8 * first["loss"]
+        assert summary_of(finished)["last"]["accuracy"] > MAJORITY + 0.2
+
+    def test_tensorboard_reads_the_events(self, finished):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(finished / "tensorboard"))
+        events.Reload()
+        assert {"train/loss", "validation/accuracy", "validation/loss", "radius"} <= set(events.Tags()["scalars"])
+        shown = [(event.step, event.value) for event in events.Scalars("validation/accuracy")]
+        records = metrics_of(finished, "validation")
+        assert shown == [(record["step"], pytest.approx(record["accuracy"])) for record in records]
+
+    def test_says_what_it_does_and_what_comes_next(self, train, capsys):
+        run = train("told", *GLD, steps=60)
+        told = capsys.readouterr()
+        chatter = " ".join(told.err.split())
+        assert "270 rows: negative 40.0%, positive 60.0%" in chatter and "306 of 5,826 parameters tuned" in chatter
+        assert "expected 1,262 forward passes in 60 steps" in chatter and "MiB above the model" in chatter
+        predict, view, replay, plot = told.out.rstrip("\n").split("\n")[-4:]
+        assert predict.startswith("predict ") and f"gradientless predict {run} " in predict
+        assert view.startswith("view ") and view.endswith(f"tensorboard --logdir {run / 'tensorboard'}")
+        assert replay.startswith("replay ") and replay.endswith(f"gradientless replay {run}")
+        assert plot.endswith(str(run / "plot.png"))
+        assert "forward passes 1,262" in " ".join(told.out.split())
+
+    def test_forecast_is_what_is_spent(self, train):
+        """The budget of forward passes is kept, and used up as far as whole steps go."""
+        budget = 333
+        spent = summary_of(train("budget", *GLD, "forward_passes=333", steps=None))["forward_passes"]
+        assert budget - 21 < spent <= budget
+
+    def test_early_stopping(self, train):
+        run = train("early", "optimizer.radius=1e-9", "patience=2", steps=100)
+        summary = summary_of(run)
+        assert (summary["ended"], summary["steps"]) == ("patience", 30)
+        assert [record["step"] for record in metrics_of(run, "validation")] == [10, 20, 30]
+
+
+class TestMethods:
+    @pytest.mark.parametrize("name", sorted([*OPTIMIZERS, *FIRST_ORDER]))
+    def test_every_registered_one_runs(self, name, train):
+        run = train(name, steps=6, optimizer=name)
+        summary = summary_of(run)
+        assert summary["steps"] == 6 and summary["forward_passes"] >= 6
+        assert (run / "trajectory.bin").exists() == (name in OPTIMIZERS)
+        (first,) = metrics_of(run, "validation")
+        assert first["loss"] == first["loss"]  # not nan
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("optimizer.options=[2, 2]",),
+            ("optimizer.selection=magnitude", "optimizer.entries=2*width"),
+            ("optimizer.selection=fisher", "optimizer.entries=2*width", "optimizer.fisher_rows=8"),
+            ("optimizer.pool=true", "optimizer.entries=2*width"),
+            ("optimizer.sweep=parallel", "optimizer.momentum=0.5"),
+            ("tensors=[{pattern='*.bias', radius=0.01, schedule={name='linear', floor=0.1}}]",),
+        ],
+        ids=["options", "magnitude", "fisher", "pool", "momentum", "tensors"],
+    )
+    def test_variants_of_gld_learn_and_replay(self, options, train, capsys):
+        run = train("variant", *GLD, *options, steps=80)
+        losses = [record["loss"] for record in metrics_of(run, "train")]
+        assert sum(losses[8:]) < sum(losses[:8])
+        assert gradientless("replay", str(run)) == 0
+        assert "bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
+
+    def test_a_users_own(self, train, tmp_path):
+        (tmp_path / "mine.py").write_text(
+            "from gradientless.search.optim import GLD\n\n\nclass Mine(GLD):\n    name = 'Mine'\n", "utf-8"
+        )
+        (tmp_path / "torchs.py").write_text(
+            "import torch\n\n\nclass Plain(torch.optim.SGD):\n    def __init__(self, params, lr=0.1):\n"
+            "        super().__init__(params, lr=lr)\n",
+            "utf-8",
+        )
+        options = (*GLD, "optimizer.entries=8")
+        mine = train("mine", *options, optimizer=f"{tmp_path / 'mine.py'}:Mine")
+        gld = train("gld", *options)
+        assert (mine / "metrics.jsonl").read_bytes() == (gld / "metrics.jsonl").read_bytes()
+        assert b'"optimizer": "Mine"' in (mine / "trajectory.bin").read_bytes()
+        plain = train("plain", "optimizer.lr=0.05", optimizer=f"{tmp_path / 'torchs.py'}:Plain")
+        sgd = train("sgd", "optimizer.lr=0.05", optimizer="sgd")
+        assert (plain / "metrics.jsonl").read_bytes() == (sgd / "metrics.jsonl").read_bytes()
+
+    @pytest.mark.parametrize(("optimizer", "options"), [("gld", GLD), ("adamw", ADAMW)])
+    def test_micro_batches_and_recomputed_features_change_nothing(self, optimizer, options, train):
+        whole = train("whole", *options, optimizer=optimizer)
+        assert_same_run(whole, train("micro", *options, "--micro-batch-size", "5", optimizer=optimizer))
+        assert_same_run(whole, train("recomputed", *options, "surface.recompute=true", optimizer=optimizer))
+
+    def test_dropout_warns_methods_that_compare_losses(self, train):
+        with pytest.warns(UserWarning, match="GLD: the loss at one point must not change within a step"):
+            train("gld", *GLD, "surface.dropout=0.5", steps=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train("without", *GLD, steps=4)
+            train("adamw", *ADAMW, "surface.dropout=0.5", steps=4, optimizer="adamw")
+
+    def test_a_warning_is_one_line_without_its_place_in_the_code(self, train, monkeypatch, capsys):
+        def show(message, category, filename, lineno, file=None, line=None):
+            sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+        before = warnings.formatwarning
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            monkeypatch.setattr(warnings, "showwarning", show)  # as outside of pytest, which collects warnings
+            train("gld", *GLD, "surface.dropout=0.5", steps=2)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "must not change" in line]
+        assert line.startswith("GLD: the loss at one point must not change within a step, got ")
+        assert line.endswith("or does the closure draw a new batch?") and ".py" not in line
+        assert warnings.formatwarning is before
+
+
+class TestStopAndResume:
+    @pytest.mark.parametrize(("optimizer", "options"), [("gld", GLD), ("adamw", ADAMW)])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_to_the_same_bytes(self, optimizer, options, number, train, model, rows, tmp_path, monkeypatch, capsys):
+        straight = train("straight", *options, steps=40, optimizer=optimizer)
+        again = tiny_run.arguments(model, rows, tmp_path / "stopped", *options, steps=40, optimizer=optimizer)
+        step = Run.step
+
+        def interrupted(self, t, logged):
+            if t == 23:
+                os.kill(os.getpid(), number)
+            return step(self, t, logged)
+
+        capsys.readouterr()
+        monkeypatch.setattr(Run, "step", interrupted)
+        assert gradientless(*again) == cli.STOPPED == 130
+        last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last == (
+            f"stopped, with everything saved at step 24; continue with: "
+            f"gradientless train --out {tmp_path / 'stopped'} --resume"
+        )
+        assert not (tmp_path / "stopped" / "model").exists()
+        monkeypatch.setattr(Run, "step", step)
+        assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
+        assert "resuming from step 24" in " ".join(capsys.readouterr().err.split())
+        names = ["metrics.jsonl", *(["trajectory.bin"] if optimizer == "gld" else [])]
+        for name in [*names, "model/model.safetensors", "model/head.safetensors"]:
+            assert (tmp_path / "stopped" / name).read_bytes() == (straight / name).read_bytes()
+        own, other = summary_of(tmp_path / "stopped"), summary_of(straight)
+        for key in ("metrics", "last", "forward_passes", "steps", "model_step", "base"):
+            assert own[key] == other[key]
+        timings = [json.loads(line)["seconds"] for line in (tmp_path / "stopped" / "timings.jsonl").open()]
+        assert timings == sorted(timings) and own["seconds"] == pytest.approx(timings[-1], abs=1e-3)
+
+    def test_a_run_that_has_ended_says_so(self, finished, capsys):
+        before = (finished / "metrics.jsonl").read_bytes()
+        assert gradientless("train", "--out", str(finished), "--resume") == 0
+        assert "the run has ended already; nothing to resume" in capsys.readouterr().err
+        assert (finished / "metrics.jsonl").read_bytes() == before
+
+    def test_a_run_that_stopped_early_stays_ended(self, train):
+        run = train("early", "optimizer.radius=1e-9", "patience=2", steps=100)
+        model = (run / "model" / "head.safetensors").read_bytes()
+        (run / "summary.json").unlink()  # as if killed before it was written
+        assert gradientless("train", "--out", str(run), "--resume") == 0
+        assert summary_of(run)["steps"] == 30 and summary_of(run)["ended"] == "patience"
+        assert (run / "model" / "head.safetensors").read_bytes() == model
+
+
+class TestOutOfMemory:
+    @pytest.fixture(autouse=True)
+    def no_features_yet(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("GRADIENTLESS_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def small_machine(self, monkeypatch):
+        """small_machine(what): calls of the surface with more than 6 rows find no memory."""
+
+        def shrink(owner: type, name: str, rows_of: Any) -> None:
+            whole = getattr(owner, name)
+
+            def limited(self, *given, **options):
+                if rows_of(self, *given) > 6:
+                    raise torch.OutOfMemoryError("tried to allocate more than there is")
+                return whole(self, *given, **options)
+
+            monkeypatch.setattr(owner, name, limited)
+
+        return shrink
+
+    @pytest.mark.parametrize("what", ["session", "gradients", "features", "features in each step"])
+    def test_answered_with_the_batch_that_fits(self, what, small_machine, model, rows, tmp_path, capsys):
+        more = [*GLD, "surface.recompute=true"] if what == "features in each step" else list(GLD)
+        optimizer = "gld"
+        if what == "session":
+            small_machine(HeadSurface, "session", lambda surface, prepared: len(prepared.features))
+        elif what == "gradients":
+            optimizer, more = "adamw", list(ADAMW)
+            small_machine(
+                HeadSurface, "logits", lambda surface, prepared, *_: torch.is_grad_enabled() * len(prepared.features)
+            )
+        else:
+            small_machine(HeadSurface, "features", lambda surface, batch: len(batch["input_ids"]))
+        again = tiny_run.arguments(model, rows, tmp_path / "run", *more, optimizer=optimizer)
+        assert gradientless(*again) == 2
+        last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last == (
+            "memory: a batch of 16 must fit on cpu, got out of memory; 4 at a time fit: "
+            "add --micro-batch-size 4 (the same losses), and --resume to continue"
+        )
+        assert gradientless(*again, "--micro-batch-size", "4", "--resume") == 0
+        assert summary_of(tmp_path / "run")["steps"] == 20
+
+    def test_nothing_fits(self, model, rows, tmp_path, capsys, monkeypatch):
+        def none(*_: Any) -> None:
+            raise torch.OutOfMemoryError("none")
+
+        monkeypatch.setattr(HeadSurface, "features", none)
+        assert gradientless(*tiny_run.arguments(model, rows, tmp_path / "run")) == 2
+        last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last == "memory: one example must fit on cpu, got out of memory; use a smaller model or dtype"
+        assert not (tmp_path / "run").exists()
+
+
+class TestAfterTheRun:
+    def test_the_saved_model_predicts_as_the_run_did(self, finished, rows):
+        texts = [text for text, _ in tiny_run.rows(40, seed=9)]
+        labels, probabilities = predict_texts(finished, texts)
+        surface = load_surface(finished / "model")
+        (best,) = finished.glob("best-*")
+        for name, tensor in load_file(best / "tensors.safetensors").items():
+            assert torch.equal(surface.trainable()[name].detach(), tensor)
+        from gradientless.language.data import Encoded
+        from gradientless.language.tasks import Example
+
+        logits = logits_of(surface, Encoded(surface.tokenizer, [Example(text, 0) for text in texts], 16))
+        torch.testing.assert_close(torch.softmax(logits, 1), torch.from_numpy(probabilities))
+        truth = [label for _, label in tiny_run.rows(40, seed=9)]
+        assert sum(a == b for a, b in zip(labels, truth, strict=True)) / 40 > MAJORITY + 0.2
+
+    def test_eval(self, finished, rows, capsys):
+        assert gradientless("eval", str(finished), "--json") == 0
+        found, expected = json.loads(capsys.readouterr().out), summary_of(finished)["metrics"]
+        assert (found["accuracy"], found["f1"], found["rows"]) == (expected["accuracy"], expected["f1"], 30)
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+        more = ["--data", rows, "--validation", rows]
+        assert gradientless("eval", str(finished / "model"), *more) == 0
+        told = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+        assert told["rows"] == "300" and told["accuracy"].endswith("%")
+
+    def test_predict(self, finished, rows, tmp_path, capsys, monkeypatch):
+        texts = ["the film was good", 'a "film", dull']
+        assert gradientless("predict", str(finished), *texts) == 0
+        from_arguments = capsys.readouterr().out
+        table = list(csv.DictReader(io.StringIO(from_arguments)))
+        assert [row["text"] for row in table] == texts
+        assert [row["label"] for row in table] == ["positive", "negative"]
+        assert all(0.5 <= float(row["probability"]) <= 1 for row in table)
+
+        (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", "utf-8")
+        assert gradientless("predict", str(finished), "--file", str(tmp_path / "texts.txt")) == 0
+        assert capsys.readouterr().out == from_arguments
+
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
+        assert gradientless("predict", str(finished), "--format", "jsonl") == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [{key: str(value) for key, value in line.items()} for line in lines] == table
+
+        out = tmp_path / "labels.csv"
+        assert gradientless("predict", str(finished), "--file", rows, "--out", str(out)) == 0
+        assert capsys.readouterr().out == "" and len(list(csv.DictReader(out.open()))) == 300
+
+    def test_replay_makes_the_same_bytes(self, finished, tmp_path, capsys):
+        assert gradientless("replay", str(finished), "--out", str(tmp_path / "again")) == 0
+        assert "bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
+        for name in ("model.safetensors", "head.safetensors"):
+            assert (tmp_path / "again" / name).read_bytes() == (finished / "model" / name).read_bytes()
+
+    def test_replay_of_a_first_order_run_is_one_clear_line(self, train, capsys):
+        run = train("adamw", *ADAMW, steps=4, optimizer="adamw")
+        capsys.readouterr()
+        assert gradientless("replay", str(run)) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.count("\n") == 1
+        assert told.err.startswith("replay: the run must hold trajectory.bin, got none in ")
+        assert "first-order runs have no log of losses" in told.err
+
+    @pytest.mark.parametrize(
+        ("kind", "names"),
+        [
+            ("tasks", ["sst2", "rotten-tomatoes"]),
+            ("models", ["starter:minilm"]),
+            ("optimizers", [*OPTIMIZERS, *FIRST_ORDER]),
+            ("surfaces", ["head"]),
+            ("schedules", ["constant", "linear", "cosine", "cosine-restarts"]),
+        ],
+    )
+    def test_list(self, kind, names, capsys):
+        assert gradientless("list", kind) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert {line.split()[0] for line in lines} >= set(names)
+        assert all(len(line.split()) > 2 for line in lines)  # each says something
+
+    def test_assets(self, capsys):
+        assert gradientless("assets") == 0
+        told = capsys.readouterr().out
+        assert "minilm" in told and "movie-reviews" in told and "cache: " in told

@@ -1,0 +1,57 @@
+"""A whole run in seconds: a random BERT of width 16, and rows whose label one word decides. Needs no download."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "language"))
+
+WORDS = {"positive": ("good", "bright"), "negative": ("bad", "dull")}
+FILLERS = ("a", "the", "film", "plot", "was", "very")
+SHARE = 0.6  # of rows that are positive: what guessing the larger class reaches
+
+
+def make_model(folder: Path, seed: int = 5) -> str:
+    """Save the body and its tokenizer into `folder`; returns it as text."""
+    import torch
+    import transformers
+    from tiny_models import CONFIGS, make_tokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformers.AutoModel.from_config(CONFIGS["bert"]()).save_pretrained(folder)
+    make_tokenizer(True).save_pretrained(folder)
+    return str(folder)
+
+
+def rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(text, label): some words of no meaning, and one that decides."""
+    generator = random.Random(seed)
+    made = []
+    for i in range(count):
+        label = "positive" if i < SHARE * count else "negative"
+        words = [generator.choice(FILLERS) for _ in range(generator.randint(2, 5))]
+        words.insert(generator.randrange(len(words) + 1), generator.choice(WORDS[label]))
+        made.append((" ".join(words), label))
+    generator.shuffle(made)
+    return made
+
+
+def write_table(file: Path, count: int = 300, seed: int = 0) -> str:
+    """A CSV with the columns text and label; returns its path as text."""
+    file.write_text(
+        "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows(count, seed)), encoding="utf-8"
+    )
+    return str(file)
+
+
+def arguments(model: str, table: str, out: Path, *more: str, steps: int | None = 20, optimizer: str = "gld") -> list[str]:
+    """The command line of a training run; `more` are further options and key=value settings."""
+    what = ["--data", table, "--model", model, "--max-length", "16", "--batch-size", "16", "surface.pooling=mean"]
+    how = ["--optimizer", optimizer, "--device", "cpu", "--out", str(out)]
+    how += [] if steps is None else ["--steps", str(steps)]
+    often = [f"{key}_every={n}" for key, n in (("evaluate", 10), ("checkpoint", 10), ("log", 5))]
+    given = {setting.partition("=")[0] for setting in more}
+    return ["train", *what, *how, *(setting for setting in often if setting.partition("=")[0] not in given), *more]
