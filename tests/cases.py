@@ -53,7 +53,9 @@ OPTIMIZERS: dict[str, OptimizerCase] = {
             "penalty squared": {"radius": 0.4, "entries": 3, "penalty": 0.2, "squared": True},
             "pool": {"radius": 0.4, "entries": 7, "pool": True, "reselect_every": 3},
             "pool whole": {"radius": 0.3, "pool": True, "penalty": 0.1},
-            "pool magnitude": {"radius": 0.4, "entries": 7, "pool": True, "selection": "magnitude", "reselect_every": 3},
+            "pool magnitude": {
+                "radius": 0.4, "entries": 7, "pool": True, "selection": "magnitude", "reselect_every": 3,
+            },
             "pool fisher": {"radius": 0.4, "entries": 7, "pool": True, "selection": "fisher", "reselect_every": 3},
             "parallel": {"radius": 0.2, "sweep": "parallel", "entries": 3},
             "parallel penalty": {"radius": 0.2, "sweep": "parallel", "penalty": 0.2},
@@ -84,7 +86,9 @@ OPTIMIZERS: dict[str, OptimizerCase] = {
                 "out.weight": {"selection": "fixed", "indices": list(range(8))},
             },
             "groups": {
-                "dense.weight": {"lr": 0.5, "candidates": 3, "entries": 5, "selection": "magnitude", "reselect_every": 4},
+                "dense.weight": {
+                    "lr": 0.5, "candidates": 3, "entries": 5, "selection": "magnitude", "reselect_every": 4,
+                },
                 "dense.bias": {"selection": "all", "penalty": 0.2, "squared": True},
                 "out.weight": {"lr": 0.2, "candidates": 6, "penalty": 0.1, "reselect_every": 2},
             },
@@ -108,7 +112,10 @@ OPTIMIZERS: dict[str, OptimizerCase] = {
             ({"entries": True}, "GLD: entries must be an integer >= 1 for tensor 'dense.weight', got True"),
             ({"penalty": -0.1}, f"GLD: {_PENALTY}-0.1"),
             ({"penalty": float("nan")}, f"GLD: {_PENALTY}nan"),
-            ({"selection": "magnitud"}, "GLD: unknown selection 'magnitud'; did you mean 'magnitude'.*all, fisher, fixed"),
+            (
+                {"selection": "magnitud"},
+                "GLD: unknown selection 'magnitud'; did you mean 'magnitude'.*all, fisher, fixed",
+            ),
             ({"selection": "fixed"}, "GLD: indices must be given with selection 'fixed' and only then"),
             ({"indices": [1]}, "GLD: indices must be given with selection 'fixed' and only then"),
             ({"sweep": "turn"}, "GLD: unknown sweep 'turn'; did you mean 'turns'"),
@@ -157,7 +164,9 @@ OPTIMIZERS: dict[str, OptimizerCase] = {
         ),
     ),
     "smtp": OptimizerCase(
-        variants={"plain": {"radius": 0.05}, "heavy": {"radius": 0.02, "momentum": 0.8}, "none": {"radius": 0.1, "momentum": 0.0}},
+        variants={"plain": {
+            "radius": 0.05}, "heavy": {"radius": 0.02, "momentum": 0.8}, "none": {"radius": 0.1, "momentum": 0.0},
+        },
         descends=("plain",),
         bad=(
             ({"radius": -1.0}, f"SMTP: radius {_R}-1.0"),
@@ -275,7 +284,10 @@ TASKS: dict[str, TaskCase] = {
         [('a "fine" film', 1), ("no plot", 0)],
         (
             ({}, "train.tsv"),
-            ({"train.tsv": "sentence\tlabel\nx\t2\n", "dev.tsv": "sentence\tlabel\ny\t1\n"}, "label must be 0 or 1, got '2'"),
+            (
+                {"train.tsv": "sentence\tlabel\nx\t2\n", "dev.tsv": "sentence\tlabel\ny\t1\n"},
+                "label must be 0 or 1, got '2'",
+            ),
             ({"train.tsv": "text\tlabel\nx\t1\n", "dev.tsv": "sentence\tlabel\ny\t1\n"}, "sentence"),
         ),
     ),

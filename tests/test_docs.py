@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pages import ROOT, Block, blocks, rows
 
 from gradientless.run.assemble import make_optimizer
 from gradientless.run.config import (
@@ -28,6 +27,7 @@ from gradientless.run.config import (
     optimizer_options,
 )
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+from pages import ROOT, Block, blocks, rows
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,8 +53,10 @@ def place(block: Block) -> str:
 def folder(tmp_path, monkeypatch) -> Path:
     """An empty current folder with the files that the pages show."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     for file in FILES:
         (tmp_path / file.note).write_text(file.text, "utf-8")
+        monkeypatch.delitem(sys.modules, file.note.removesuffix(".py"), raising=False)
     return tmp_path
 
 

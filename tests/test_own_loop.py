@@ -44,7 +44,11 @@ def loop(model, optimizer, scheduler, first: int, last: int) -> list[float]:
     for t in range(first, last):
         rows = torch.arange(t * 32, t * 32 + 32) % len(x)
         batch, labels = x[rows], y[rows]
-        losses.append(optimizer.step(lambda: nn.functional.cross_entropy(model(batch), labels)))
+
+        def closure(batch=batch, labels=labels):
+            return nn.functional.cross_entropy(model(batch), labels)
+
+        losses.append(optimizer.step(closure))
         scheduler.step()
     return losses
 
@@ -100,5 +104,8 @@ def test_the_loop_replays_without_the_model(tmp_path):
 def test_dropout_is_noticed():
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     x, y = data()
-    with torch.random.fork_rng(devices=[]), pytest.warns(UserWarning, match="GLD: the loss at one point must not change"):
+    with (
+        torch.random.fork_rng(devices=[]),
+        pytest.warns(UserWarning, match="GLD: the loss at one point must not change"),
+    ):
         GLD(model.named_parameters()).step(lambda: nn.functional.cross_entropy(model(x), y))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
 
+import cases
 from gradientless.language.surfaces import SURFACES
 from gradientless.language.tasks import TASKS
 from gradientless.search.evaluators import EVALUATORS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from pathlib import Path
@@ -47,7 +48,9 @@ def write_table(file: Path, count: int = 300, seed: int = 0) -> str:
     return str(file)
 
 
-def arguments(model: str, table: str, out: Path, *more: str, steps: int | None = 20, optimizer: str = "gld") -> list[str]:
+def arguments(
+    model: str, table: str, out: Path, *more: str, steps: int | None = 20, optimizer: str = "gld"
+) -> list[str]:
     """The command line of a training run; `more` are further options and key=value settings."""
     what = ["--data", table, "--model", model, "--max-length", "16", "--batch-size", "16", "surface.pooling=mean"]
     how = ["--optimizer", optimizer, "--device", "cpu", "--out", str(out)]
@@ -55,3 +58,33 @@ def arguments(model: str, table: str, out: Path, *more: str, steps: int | None =
     often = [f"{key}_every={n}" for key, n in (("evaluate", 10), ("checkpoint", 10), ("log", 5))]
     given = {setting.partition("=")[0] for setting in more}
     return ["train", *what, *how, *(setting for setting in often if setting.partition("=")[0] not in given), *more]
+
+
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "GLD": ("gld", ("optimizer.radius=0.1", "optimizer.entries=2*width")),
+    "options 2x2": ("gld", ("optimizer.radius=0.1", "optimizer.entries=2*width", "optimizer.options=[2, 2]")),
+    "magnitude": (
+        "gld",
+        ("optimizer.radius=0.1", "optimizer.entries=2*width", "optimizer.selection=magnitude"),
+    ),
+    "Fisher": (
+        "gld",
+        (
+            *("optimizer.radius=0.1", "optimizer.entries=2*width", "optimizer.selection=fisher"),
+            *("optimizer.fisher_rows=8", "optimizer.reselect_every=70"),
+        ),
+    ),
+    "AdamW": ("adamw", ("optimizer.lr=1e-2",)),
+}
+"""The methods that are killed and resumed: name -> optimizer, settings."""
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """sha256 of the files that two equal runs have alike: weights, log of losses, metrics."""
+    files = [
+        *run.glob("model/*.safetensors"),
+        *run.glob("checkpoint-*/*.safetensors"),
+        *run.glob("best-*/*.safetensors"),
+    ]
+    files += [run / "metrics.jsonl", *run.glob("trajectory.bin")]
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import cases
 import pytest
 import torch
 from tiny_models import EXAMPLES
 
+import cases
 from gradientless.errors import UserError
 from gradientless.language.backbone import load_tokenizer
 from gradientless.language.data import Encoded

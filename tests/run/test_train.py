@@ -358,7 +358,7 @@ class TestAfterTheRun:
         assert told["rows"] == "300" and told["accuracy"].endswith("%")
 
     def test_predict(self, finished, rows, tmp_path, capsys, monkeypatch):
-        texts = ["the film was good", 'a "film", dull']
+        texts = ["the film was good", 'dull, "the" plot was bad']
         assert gradientless("predict", str(finished), *texts) == 0
         from_arguments = capsys.readouterr().out
         table = list(csv.DictReader(io.StringIO(from_arguments)))

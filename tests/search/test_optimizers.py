@@ -9,13 +9,12 @@ import math
 import warnings
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
 import torch
-from reference import first_order, gld, gldsearch, noise, schedules, smtp, stp
 from torch import Tensor, nn
 
+import cases
 import gradientless.search.optim.base as shell
 from gradientless import lr_scheduler
 from gradientless.errors import UserError
@@ -26,6 +25,7 @@ from gradientless.search.optim import FIRST_ORDER, GLD, OPTIMIZERS, SMTP, STP, F
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Update, point
 from gradientless.search.space import Space
 from gradientless.search.trajectory import Trajectory
+from reference import first_order, gld, gldsearch, noise, schedules, smtp, stp
 
 SHAPES = {"dense.weight": (4, 3), "dense.bias": (4,), "out.weight": (2, 4)}
 STEPS, FLOOR = 12, 0.3
@@ -132,13 +132,18 @@ def plain_state(state: Any) -> Any:
     return state
 
 
-# The papers ------------------------------------------------------------------------------------------------------------
+# The papers ----------------------------------------------------------------------------------------------------------
 
 
 def transcribed(key: str, variant: str, kind: str) -> list[Any]:
     """The states of the float64 transcription under the options of a variant."""
     case = cases.OPTIMIZERS[key]
-    options = {"noise": kind, "seed": 5, "schedule": lambda t: schedules.linear(t, STEPS, FLOOR), **case.variants[variant]}
+    options = {
+        "noise": kind,
+        "seed": 5,
+        "schedule": lambda t: schedules.linear(t, STEPS, FLOOR),
+        **case.variants[variant],
+    }
     if key == "stp":
         return stp.trace(start(), batch_loss, STEPS, **options)
     if key == "smtp":
@@ -202,14 +207,20 @@ def test_steps_are_the_papers(key, variant, kind):
             return super().__call__()
 
     closure = Watching(params)
-    tolerance = {"rademacher": 1e-11 if "weighted" not in variant and "momentum" not in variant else 1e-6, "near_normal": 1e-6, "gaussian": 1e-5}[kind]
+    tolerance = {
+        "rademacher": 1e-11 if "weighted" not in variant and "momentum" not in variant else 1e-6,
+        "near_normal": 1e-6,
+        "gaussian": 1e-5,
+    }[kind]
     for t in range(STEPS):
         state = states[t]
         closure.t = t
         reported = optimizer.step(closure)
         scheduler.step()
         for name, p in params.items():
-            np.testing.assert_allclose(p.detach().numpy(), state.params[name], rtol=0, atol=tolerance, err_msg=f"{t} {name}")
+            np.testing.assert_allclose(
+                p.detach().numpy(), state.params[name], rtol=0, atol=tolerance, err_msg=f"{t} {name}"
+            )
         if key == "gld":
             assert selected == {block: index.tolist() for block, index in state.selected.items()}
             if optimizer.trees is not None:
@@ -274,7 +285,9 @@ def test_one_option_a_level_is_algorithm_1_a_few_steps_later(levels, extra):
     assert sum(not same(a, b) for a, b in itertools.pairwise(plain)) > 5
 
 
-@pytest.mark.parametrize(("rule", "options"), [(n, o) for n, case in sorted(cases.FIRST_ORDER.items()) for o in case.good])
+@pytest.mark.parametrize(
+    ("rule", "options"), [(n, o) for n, case in sorted(cases.FIRST_ORDER.items()) for o in case.good]
+)
 def test_first_order_rules(rule, options):
     params = make_params()
     entry = FIRST_ORDER[rule]
@@ -300,7 +313,7 @@ def test_first_order_rules(rule, options):
             entry.type(list(params.values()), **{**entry.defaults, **bad})
 
 
-# Replay and resume -----------------------------------------------------------------------------------------------------
+# Replay and resume ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -331,7 +344,7 @@ def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):
     optimizer.record(tmp_path / "log")
     train(optimizer, Closure(params), 5)
     shifted = make_params(values={name: value[::-1].copy() for name, value in start().items()})
-    with pytest.raises(UserError, match="replay: step 0 must select .*'dense.weight'; another base?"):
+    with pytest.raises(UserError, match=r"replay: step 0 must select .*'dense.weight'; another base?"):
         make("gld", "magnitude", shifted).replay(tmp_path / "log")
     params = make_params()
     with pytest.raises(UserError, match=r"replay: a record must .*; other options\?"):
@@ -346,7 +359,7 @@ def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):
     optimizer.record(tmp_path / "many")
     lowest = iter([2.0] * 5 + [1.0] + [3.0] * 10)
     optimizer.step(lambda: next(lowest))
-    with pytest.raises(UserError, match="replay: a record must name candidates below 3, got 5; other options?"):
+    with pytest.raises(UserError, match=r"replay: a record must name candidates below 3, got 5; other options\?"):
         GLD(make_params().items(), candidates=2).replay(tmp_path / "many")
     optimizer = GLD(list(plain.items())[:1], radius=0.4)
     optimizer.record(tmp_path / "short")
@@ -427,7 +440,10 @@ def test_a_state_of_another_optimizer_is_refused():
     params = make_params()
     state = make("gld", "plain", params, seed=5).state_dict()
     for other, message in [
-        (make("gld", "plain", params, seed=6), "GLD: state_dict must have seed 6 and noise gaussian, got 5 and gaussian"),
+        (
+            make("gld", "plain", params, seed=6),
+            "GLD: state_dict must have seed 6 and noise gaussian, got 5 and gaussian",
+        ),
         (make("gld", "plain", params, seed=5, noise="rademacher"), "must have seed 5 and noise rademacher, got 5"),
         (make("gld", "options 2x2", params, seed=5), "GLD: state_dict must come from a GLD with the same options"),
         (make("gld", "plain", dict(reversed(params.items())), seed=5), "GLD: state_dict must be of the parameters"),
@@ -439,7 +455,7 @@ def test_a_state_of_another_optimizer_is_refused():
         make("gld", "plain", params).load_state_dict(torch_state)
 
 
-# No trace --------------------------------------------------------------------------------------------------------------
+# No trace ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -531,9 +547,7 @@ def test_parameter_order_is_irrelevant_to_the_noise(key):
     params = make_params()
     spaces = [make(key, "plain", dict(order), seed=8).space for order in (params.items(), reversed(params.items()))]
     for block in [ALL, *spaces[0].blocks]:
-        found = [
-            {d.name: d.values for d in space.deltas([point(0.5, Direction(3, 1, block))])[0]} for space in spaces
-        ]
+        found = [{d.name: d.values for d in space.deltas([point(0.5, Direction(3, 1, block))])[0]} for space in spaces]
         assert same(*found)
         expected = Noise(8).fill("dense.bias", 3, 1, 0, 4).double() * 0.5
         assert "dense.bias" not in found[0] or torch.equal(found[0]["dense.bias"], expected)
@@ -547,7 +561,7 @@ def test_parameter_order_is_irrelevant_to_the_noise(key):
     assert same(*ends)
 
 
-# Decisions -------------------------------------------------------------------------------------------------------------
+# Decisions -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("key", "variant"), VARIANTS)
@@ -587,7 +601,9 @@ def test_losses_without_a_number_change_nothing(key, value, tmp_path):
     assert same(values(params), values(make_params()))
 
 
-@pytest.mark.parametrize(("key", "variant", "winner"), [("gld", "plain", 1.0), ("stp", "plain", 1.0), ("smtp", "none", -1.0)])
+@pytest.mark.parametrize(
+    ("key", "variant", "winner"), [("gld", "plain", 1.0), ("stp", "plain", 1.0), ("smtp", "none", -1.0)]
+)
 def test_among_equals_the_first_wins(key, variant, winner):
     params = make_params(values={"w": np.zeros(3)})
     optimizer = make(key, variant, params, seed=2)
@@ -617,7 +633,7 @@ def test_penalty_decides():
     assert space.squared_norms("w", changes) == pytest.approx([np.sum(twice**2)])
 
 
-# Forward passes --------------------------------------------------------------------------------------------------------
+# Forward passes ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entries", [None, 3])
@@ -675,7 +691,9 @@ def test_a_rehearsal_changes_nothing(key, variant):
 def test_the_first_step_warns_when_the_loss_of_one_point_changes():
     params = make_params()
     calls = itertools.count()
-    with pytest.warns(UserWarning, match="STP: the loss at one point must not change within a step, got 0 then 1; is dropout"):
+    with pytest.warns(
+        UserWarning, match="STP: the loss at one point must not change within a step, got 0 then 1; is dropout"
+    ):
         STP(params.items()).step(lambda: float(next(calls)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -685,7 +703,7 @@ def test_the_first_step_warns_when_the_loss_of_one_point_changes():
         optimizer.step(lambda: float(next(calls)))
 
 
-# Evaluators ------------------------------------------------------------------------------------------------------------
+# Evaluators ----------------------------------------------------------------------------------------------------------
 
 
 class HeadClosure:
@@ -714,7 +732,11 @@ class HeadClosure:
         class Losses_:
             def losses(self, candidates):
                 logits = inner.logits(candidates)
-                return nn.functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1).tolist()
+                return (
+                    nn.functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none")
+                    .mean(1)
+                    .tolist()
+                )
 
             def commit(self, changes):
                 inner.commit(changes)
@@ -764,7 +786,7 @@ def test_a_closure_with_a_session_is_measured_by_it():
     assert isinstance(shell.evaluator(space, closure.__call__), Snapshot)
 
 
-# Descent ---------------------------------------------------------------------------------------------------------------
+# Descent -------------------------------------------------------------------------------------------------------------
 
 DESCENDS = [(key, variant) for key, case in sorted(cases.OPTIMIZERS.items()) for variant in case.descends]
 
@@ -792,7 +814,7 @@ def test_every_optimizer_has_a_variant_that_descends():
     assert {key for key, _ in DESCENDS} == set(OPTIMIZERS)
 
 
-# Groups and errors -----------------------------------------------------------------------------------------------------
+# Groups and errors ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["plain", "entries", "pool", "options 2x2", "momentum", "magnitude"])
@@ -861,11 +883,17 @@ def test_parameters_that_are_refused(key):
         ([], f"{kind.name}: params must hold at least one tensor that requires_grad, got none"),
         ([("w", torch.zeros(2))], "params must hold at least one tensor that requires_grad, got none"),
         ([("w", 3)], rf"{kind.name}: params must be tensors or \(name, tensor\) pairs, got int"),
-        ([("w", w), ("w", nn.Parameter(torch.zeros(1)))], f"{kind.name}: parameter names must be distinct, got 'w' twice"),
+        (
+            [("w", w), ("w", nn.Parameter(torch.zeros(1)))],
+            f"{kind.name}: parameter names must be distinct, got 'w' twice",
+        ),
         ([("a", w), ("b", nn.Parameter(w.data))], "space: tensors must be distinct, got 'b' tied to 'a'; pass it once"),
         ([("a", nn.Parameter(torch.zeros(2, 3).t()))], r"space: tensor 'a' must be contiguous, got strides \(1, 3\)"),
         ([("a", nn.Parameter(torch.zeros(0)))], "space: tensor 'a' must hold floats, got 0 of torch.float32"),
-        ([("a", nn.Parameter(torch.zeros(2, dtype=torch.complex64)))], "'a' must hold floats, got 2 of torch.complex64"),
+        (
+            [("a", nn.Parameter(torch.zeros(2, dtype=torch.complex64)))],
+            "'a' must hold floats, got 2 of torch.complex64",
+        ),
         ([{"params": [("w", w)], "radius": 1.0}], rf"{kind.name}: group options must be among .*, got \['radius'\]"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -874,7 +902,9 @@ def test_parameters_that_are_refused(key):
         kind([w]).step(None)
 
 
-@pytest.mark.parametrize(("selection", "options"), [(n, o) for n, case in sorted(cases.SELECTIONS.items()) for o in case.good])
+@pytest.mark.parametrize(
+    ("selection", "options"), [(n, o) for n, case in sorted(cases.SELECTIONS.items()) for o in case.good]
+)
 def test_selections(selection, options):
     params = make_params(values={"w": np.array([0.1, -3.0, 2.0, -2.0, 0.0, 1.0])})
     optimizer = GLD(params.items(), radius=0.1, selection=selection, check=False, **options)
@@ -907,7 +937,9 @@ def test_selections(selection, options):
 def test_fisher_needs_a_closure_that_measures_importance():
     params = make_params()
     optimizer = GLD(params.items(), selection="fisher", entries=2, fisher_scale=0.5, fisher_draws=3, fisher_rows=8)
-    with pytest.raises(UserError, match=r"GLD: selection 'fisher' must have a closure with a method importance.*got none"):
+    with pytest.raises(
+        UserError, match=r"GLD: selection 'fisher' must have a closure with a method importance.*got none"
+    ):
         optimizer.step(lambda: 1.0)
     asked = []
     closure = Closure(params)
@@ -940,7 +972,7 @@ def test_defaults_are_the_thesis():
     assert SMTP(make_params().items()).momentum == 0.5
 
 
-# The shell, for whoever writes an optimizer -----------------------------------------------------------------------------
+# The shell, for whoever writes an optimizer --------------------------------------------------------------------------
 
 
 class Estimate(ForwardOptimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -62,7 +63,7 @@ def test_goes_on_after_it_was_opened_to_the_same_bytes(tmp_path):
 
 def test_a_record_of_the_length_before_costs_one_byte_more_than_its_payload(tmp_path):
     sizes = written(tmp_path / "log", [b"12345"] * 6 + [b"1"] + [b"2"] * 3)
-    lengths = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(sizes)]
     assert lengths == [5 + 5] + [5 + 1] * 5 + [1 + 5] + [1 + 1] * 3
 
 

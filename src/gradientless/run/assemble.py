@@ -126,7 +126,8 @@ class Rows:
         if not config.surface.recompute:
             size = config.micro_batch_size or min(config.batch_size, 64)
             try:
-                self.features = features.compute(surface, encoded, size, title=title)
+                # A plain array over the mapped file: the memmap type itself is slow to index.
+                self.features = np.asarray(features.compute(surface, encoded, size, title=title))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

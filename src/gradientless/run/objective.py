@@ -94,21 +94,24 @@ class ObjectiveSession:
         self._rows = sum(len(labels) for _, labels in parts)
 
     def losses(self, candidates: Sequence[Sequence[Delta]]) -> list[float]:
-        total = sum(_cross_entropies(session.logits(candidates), labels) for session, labels in self._parts)
-        return (total / self._rows).tolist()  # type: ignore[union-attr]
+        total = np.zeros(len(candidates))
+        for session, labels in self._parts:
+            total += _cross_entropies(session.logits(candidates), labels)
+        return (total / self._rows).tolist()
 
     def commit(self, changes: Sequence[Delta]) -> None:
         for session, _ in self._parts:
             session.commit(changes)
 
 
-def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each candidate, summed over the batch. logits: [P, C, B]; labels: [B]; returns [P]."""
-    if logits.device.type == "cpu":
-        out = np.empty(len(logits), np.float32)
-        _sum_cross_entropy(logits.numpy(), labels.numpy(), out)
-        return torch.from_numpy(out)
-    return cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").sum(1)
+def _cross_entropies(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Cross-entropy of each candidate, summed over the batch. logits: [P, C, B]; labels: [B]; returns float64 [P]."""
+    if logits.device.type != "cpu":
+        each = cross_entropy(logits, labels.expand(len(logits), -1), reduction="none")
+        return each.double().sum(1).cpu().numpy()
+    out = np.empty(len(logits))
+    _sum_cross_entropy(logits.numpy(), labels.numpy(), out)
+    return out
 
 
 @numba.njit(cache=True, nogil=True)

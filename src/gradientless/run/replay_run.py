@@ -32,6 +32,7 @@ def replay_run(run: str | Path, base: str | None = None, out: str | Path | None 
             "losses and start again from their checkpoint: gradientless train --resume"
         )
     log = Trajectory.open(folder.trajectory)
+    log.close()  # nothing is appended; records are read by name
     surface = make_surface(config, _labels(folder, config), "cpu", base)
     if log.header.get("base") != base_checksum(surface):
         raise UserError(

@@ -174,7 +174,7 @@ class RunFolder:
             "system": platform.system(),
             "machine": platform.machine(),
             "device": device,
-            "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+            "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         }
@@ -423,7 +423,7 @@ def _read_lines(path: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     return records
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's model, where the system tells it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:

@@ -191,7 +191,8 @@ class Space:
                     rows = rows[[draws.index(direction.draw) for _, direction in family]]
                 else:
                     family.sort(key=lambda term: term[1].draw)
-                scaled = rows.mul_(_column([c for c, _ in family], rows)).to(target.dtype)
+                _scale(rows, [coefficient for coefficient, _ in family])
+                scaled = rows.to(target.dtype)
                 size += scaled.numel()
                 for part, row in zip(parts, scaled.unbind(), strict=True):
                     part.append(Delta(tensor, row, index))
@@ -280,7 +281,11 @@ class Space:
         return found
 
 
-def _column(factors: list[float], like: Tensor) -> Tensor:
-    """`factors` as a column [n, 1] of the dtype and device of `like`."""
-    kind = np.float64 if like.dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.array(factors, kind)).unsqueeze(1).to(like.device)
+def _scale(rows: Tensor, factors: list[float]) -> None:
+    """Multiply each of `rows` ([n, s]) by its factor, rounded to the rows' dtype, in place."""
+    column = torch.tensor(factors, dtype=rows.dtype, device=rows.device).unsqueeze(1)
+    if rows.device.type == "cpu":
+        array = rows.numpy()  # the same product in half the time of a small torch operation
+        np.multiply(array, column.numpy(), out=array)
+    else:
+        rows.mul_(column)

@@ -4,7 +4,7 @@ File: the line `gradientless trajectory 1`, a line of JSON (what the run was: co
 record a step:
 
     tag      1 byte: low 7 bits a check sum chained over all records; high bit set when the length is the one before
-    length   4 bytes, little-endian, only when the high bit is clear
+    length   3 bytes, little-endian, and 1 byte of its own check sum; only when the high bit is clear
     payload  the answers in the order in which they were given
 
 A record is one write, so a killed process leaves whole records and at most one torn one, which reading drops with a
@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -26,6 +25,14 @@ from typing import Any
 from gradientless.errors import UserError
 
 MAGIC = b"gradientless trajectory 1\n"
+_LENGTH = 4  # bytes of a length and its check sum
+
+
+def _length_bytes(length: int) -> bytes:
+    if length >= 1 << 24:
+        raise UserError(f"trajectory: a record must be shorter than 16 MiB, got {length} bytes")
+    stated = length.to_bytes(_LENGTH - 1, "little")
+    return stated + bytes([zlib.crc32(stated) & 0xFF])
 
 
 class Trajectory:
@@ -89,15 +96,19 @@ class Trajectory:
         return self
 
     def _frame(self, data: bytes, position: int) -> tuple[int, int, int] | None:
-        """(tag, payload start, payload length) of the record at `position`; None when the file ends within it."""
+        """(tag, payload start, payload length) of the record at `position`; None when the file ends within it. A length
+        of -1 is one whose own check sum is wrong."""
         tag = data[position]
         start = position + 1
         length = self._length
         if not tag & 0x80:
-            if len(data) < start + 4:
+            stated = data[start : start + _LENGTH]
+            start += _LENGTH
+            if len(stated) < _LENGTH:
                 return None
-            (length,) = struct.unpack_from("<I", data, start)
-            start += 4
+            length = int.from_bytes(stated[:-1], "little")
+            if stated != _length_bytes(length):  # it is all there and wrong: damaged, not torn
+                return (tag, start, -1)
         return (tag, start, length) if start + length <= len(data) else None
 
     def _parse(self, data: bytes, position: int) -> int | None:
@@ -105,6 +116,8 @@ class Trajectory:
         if frame is None:
             return None
         tag, start, length = frame
+        if length < 0:
+            return None
         check = zlib.crc32(data[start : start + length], self._check)
         if check & 0x7F != tag & 0x7F:
             return None
@@ -116,7 +129,7 @@ class Trajectory:
     def _is_whole_elsewhere(self, data: bytes, position: int) -> bool:
         """Whether the record at `position` is not the file's last one: then it is damaged, not torn."""
         frame = self._frame(data, position)
-        return frame is not None and frame[1] + frame[2] < len(data)
+        return frame is not None and (frame[2] < 0 or frame[1] + frame[2] < len(data))
 
     def __len__(self) -> int:
         """Whole records, that is, steps."""
@@ -129,7 +142,7 @@ class Trajectory:
         if self._ends and len(payload) == self._length:
             frame = bytes([tag | 0x80]) + payload
         else:
-            frame = bytes([tag]) + struct.pack("<I", len(payload)) + payload
+            frame = bytes([tag]) + _length_bytes(len(payload)) + payload
         self._length = len(payload)
         self._file.write(frame)
         self._ends.append((self._ends[-1] if self._ends else self._start) + len(frame))

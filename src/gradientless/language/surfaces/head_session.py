@@ -22,7 +22,6 @@ from gradientless.delta import Delta
 ACTIVATION_CODES = {"relu": 0, "tanh": 1, "gelu": 2}
 _SQRT_HALF = np.float32(math.sqrt(0.5))
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
-_PARALLEL_FROM = 1 << 21  # products below which starting threads costs more than they save
 
 
 @numba.njit(inline="always")
@@ -90,21 +89,26 @@ def _one(xt, a, h, logits, w2, code, index, values, b1, new_w2, b2, out):
 
 
 @numba.njit(cache=True, nogil=True)
-def _all_serial(xt, a, h, logits, w2, code, offsets, index, values, b1, new_w2, b2, out):
+def _all(xt, a, h, logits, w2, code, offsets, starts, index, values, b1, new_w2, b2, out):
     for p in range(out.shape[0]):
         start, end = offsets[p], offsets[p + 1]
+        first = starts[p]
         bias = b1[p] if b1.shape[0] else b1[:, 0]
         weight = new_w2[p] if new_w2.shape[0] else new_w2[:, 0]
-        _one(xt, a, h, logits, w2, code, index[start:end], values[start:end], bias, weight, b2[p], out[p])
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _all_parallel(xt, a, h, logits, w2, code, offsets, index, values, b1, new_w2, b2, out):
-    for p in numba.prange(out.shape[0]):
-        start, end = offsets[p], offsets[p + 1]
-        bias = b1[p] if b1.shape[0] else b1[:, 0]
-        weight = new_w2[p] if new_w2.shape[0] else new_w2[:, 0]
-        _one(xt, a, h, logits, w2, code, index[start:end], values[start:end], bias, weight, b2[p], out[p])
+        _one(
+            xt,
+            a,
+            h,
+            logits,
+            w2,
+            code,
+            index[first : first + end - start],
+            values[start:end],
+            bias,
+            weight,
+            b2[p],
+            out[p],
+        )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -175,7 +179,7 @@ class HeadSession:
     def commit(self, changes: Sequence[Delta]) -> None:
         """Take `changes` as done."""
         if self._on_cpu and not self._has_dense([changes]):
-            _, index, values, b1, w2, b2 = self._pack([changes])
+            _, _, index, values, b1, w2, b2 = self._pack([changes])
             if len(w2):
                 self._weight.copy_(torch.from_numpy(w2[0]))
                 self._bias.copy_(torch.from_numpy(b2[0]))
@@ -227,8 +231,9 @@ class HeadSession:
         return a, weight, bias
 
     def _pack(self, candidates: Sequence[Sequence[Delta]]) -> tuple[np.ndarray, ...]:
-        """The candidates as arrays: offsets [P+1] into index and values (entries of W₁); b1 [P, h] or [0, h]; the new
-        W₂ [P, C, h] or [0, C, h]; and b2 [P, C], new with a new W₂ and else to be added."""
+        """The candidates as arrays: offsets [P+1] into the values of entries of W₁, and starts [P] of their positions
+        in `index`, which candidates of one selection share; b1 [P, h] or [0, h]; the new W₂ [P, C, h] or [0, C, h]; and
+        b2 [P, C], new with a new W₂ and else to be added."""
         count, classes, hidden = len(candidates), *self._weight.shape
         touched = {d.name for changes in candidates for d in changes}
         b1 = np.zeros((count if self._b1 in touched else 0, hidden), np.float32)
@@ -240,35 +245,41 @@ class HeadSession:
         targets = {self._b1: b1, self._w2: w2, self._b2: b2}
         index: list[np.ndarray] = []
         values: list[np.ndarray] = []
-        offsets = [0]
+        offsets, starts = [0], []
+        length, shared = 0, {}  # type: tuple[int, dict[int, int]]
         for p, changes in enumerate(candidates):
             end = offsets[-1]
+            if len(changes) == 1 and id(changes[0].index) in shared:
+                starts.append(shared[id(changes[0].index)])
+                values.append(changes[0].values.numpy())
+                offsets.append(end + values[-1].size)
+                continue
+            starts.append(length)
             for d in changes:
                 v = d.values.numpy().reshape(-1)
                 if d.name == self._w1:
                     assert d.index is not None
+                    if len(changes) == 1:
+                        shared[id(d.index)] = length
                     index.append(d.index.numpy())
                     values.append(v)
                     end += v.size
+                    length += v.size
                 elif d.index is None:
                     targets[d.name][p].reshape(-1)[:] += v
                 else:
                     targets[d.name][p].reshape(-1)[d.index.numpy()] += v
             offsets.append(end)
-        all_index = np.concatenate(index) if index else np.empty(0, np.int64)
+        all_index = index[0] if len(index) == 1 else np.concatenate(index) if index else np.empty(0, np.int64)
         all_values = np.concatenate(values) if values else np.empty(0, np.float32)
-        return np.array(offsets), all_index, all_values, b1, w2, b2
+        return np.array(offsets), np.array(starts), all_index, all_values, b1, w2, b2
 
     def _compiled(self, candidates: Sequence[Sequence[Delta]]) -> Tensor:
-        offsets, index, values, b1, w2, b2 = self._pack(candidates)
+        offsets, starts, index, values, b1, w2, b2 = self._pack(candidates)
         if not (index.size or b1.size or w2.size):
             return self._logits + torch.from_numpy(b2).unsqueeze(2)
-        hidden, rows = self._a.shape
-        count, classes = b2.shape
-        out = np.empty((count, classes, rows), np.float32)
-        work = (index.size + count * hidden * (classes + 2)) * rows
-        run: Any = _all_parallel if work >= _PARALLEL_FROM and torch.get_num_threads() > 1 else _all_serial
-        run(*self._arrays, self._code, offsets, index, values, b1, w2, b2, out)
+        out = np.empty((*b2.shape, self._a.shape[1]), np.float32)
+        _all(*self._arrays, self._code, offsets, starts, index, values, b1, w2, b2, out)  # type: ignore[call-arg]
         return torch.from_numpy(out)
 
 

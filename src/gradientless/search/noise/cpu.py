@@ -46,9 +46,9 @@ def _philox(k0, k1, c0, c1, c2, c3):
 
 @numba.njit(inline="always")
 def _log(word):
-    fraction, exponent = math.frexp(_f32((word >> _u32(8)) + _u32(1)))
-    f = _f32(fraction)
-    e = exponent - 24
+    bits = np.int64(_f32(np.int64(word >> _u32(8)) + 1).view(np.int32))
+    e = (bits >> 23) - (126 + 24)  # frexp by the bits of a positive normal number
+    f = np.int32((bits & 0x7FFFFF) | 0x3F000000).view(np.float32)
     if f < _SQRT_HALF:
         f = f + f
         e -= 1
@@ -190,6 +190,7 @@ def _select(keys, half, size, out):
     out.sort()
 
 
+_CORES: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _PARALLEL_FROM = 1 << 15  # entries below which starting threads costs more than they save
 
 
@@ -201,7 +202,7 @@ def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: i
     threads = torch.get_num_threads()
     run = _fill_parallel if out.size >= _PARALLEL_FROM and threads > 1 else _fill_serial
     if run is _fill_parallel:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, _CORES))
     run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
     if torch.get_num_threads() != threads:  # starting numba's threads changes the number that torch uses
         torch.set_num_threads(threads)

@@ -430,7 +430,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 f"{self.name}: state_dict must have seed {self._noise.seed} and noise {self._noise.distribution}, "
                 f"got {search['seed']} and {search['noise']}"
             )
-        saved, own = ([group["names"] for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
+        saved, own = ([group["names"] for group in of] for of in (state_dict["param_groups"], self.param_groups))
         if saved != own:
             raise UserError(f"{self.name}: state_dict must be of the parameters {own} in this order, got {saved}")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
