@@ -55,8 +55,8 @@ class Program:
         return first, time.perf_counter() - begin
 
     def kill(self, arguments: list[str], out: Path, step: int | None, delay: float, saving: bool) -> bool:
-        """Start, and kill `delay` seconds after the log shows `step` (None: after the start, and no
-        later than the first step); saving: at the next sight of a half-written file after that. Returns whether the run was still going."""
+        """Start, and kill `delay` seconds after the log shows `step` (None: after the start, and no later than the first
+        step); saving: at the next sight of a half-written file after that. Returns whether the run was still going."""
         log = out / "metrics.jsonl"
         before = _identity(log)
         with self.start(arguments) as process:

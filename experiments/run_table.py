@@ -40,6 +40,8 @@ def run(place: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The summary of the run with `settings` in folder `place`, which is made unless it has ended before."""
     config = RunConfig.load(None, (), {**settings, "out": str(place)})
     folder = RunFolder.create(place, config.toml(), resume=True)
+    if lines := config.differences(RunConfig.load(folder.config)):
+        raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
     if not folder.summary.exists():
         train(config, folder, resume=True, console=Console(stderr=True, quiet=True))
     return {**folder.read_summary(), "folder": folder}

@@ -192,7 +192,7 @@ def trace(
         if best > 0:
             improvements[block].append(losses[0] - losses[best])
             if momentum_weighted:
-                weight = improvements[block][-1] / np.mean(sum(improvements.values(), []))
+                weight = improvements[block][-1] / np.mean([x for each in improvements.values() for x in each])
         if mu:
             m_buffer[block] = mu * m_buffer[block] + (1 - mu) * weight * moves[best]
         return best

@@ -204,6 +204,27 @@ class TestMethods:
         assert_same_run(whole, train("micro", *options, "--micro-batch-size", "5", optimizer=optimizer))
         assert_same_run(whole, train("recomputed", *options, "surface.recompute=true", optimizer=optimizer))
 
+    def test_the_body_runs_once_for_a_data_set_or_in_every_step(self, train, monkeypatch, tmp_path):
+        monkeypatch.setenv("GRADIENTLESS_CACHE", str(tmp_path / "cache"))
+        calls: list[int] = []
+        features = HeadSurface.features
+
+        def counted(self, batch):
+            calls.append(len(batch["input_ids"]))
+            return features(self, batch)
+
+        monkeypatch.setattr(HeadSurface, "features", counted)
+        train("first", *GLD, steps=4)
+        assert sum(calls) == 300
+        calls.clear()
+        train("second", *GLD, "--seed", "1", steps=4)  # another split: other rows
+        assert sum(calls) == 300
+        calls.clear()
+        train("third", *GLD, steps=4)
+        assert calls == []
+        train("recomputed", *GLD, "surface.recompute=true", steps=4)
+        assert calls[:4] == [16, 16, 16, 16] and sum(calls) == 4 * 16 + 3 * 30
+
     def test_dropout_warns_methods_that_compare_losses(self, train):
         with pytest.warns(UserWarning, match="GLD: the loss at one point must not change within a step"):
             train("gld", *GLD, "surface.dropout=0.5", steps=4)

@@ -25,7 +25,7 @@ from gradientless.run.config import (
 from gradientless.run.memory import batch_that_fits, is_out_of_memory
 from gradientless.run.objective import Objective
 from gradientless.search.noise import Noise
-from gradientless.search.optim import FIRST_ORDER, ForwardOptimizer
+from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS, ForwardOptimizer
 from gradientless.search.schedules import multiplier
 
 Rates = Callable[[int], list[float]]
@@ -78,7 +78,7 @@ def make_optimizer(config: RunConfig, surface: HeadSurface) -> torch.optim.Optim
         return kind.type(_plain(groups), **{**kind.defaults, **options})
     chosen = optimizer_class(name)
     if issubclass(chosen, ForwardOptimizer):
-        if "lr" in options:
+        if "lr" in options and name in OPTIMIZERS:
             raise UserError(f"optimizer.lr: must be given as radius for {name}, got lr")
         return chosen(groups, **options, seed=config.seed)
     if not issubclass(chosen, torch.optim.Optimizer):

@@ -13,7 +13,7 @@ with θ and with θ̃ on the same rows.
 Differs from the paper: the outputs compared are logits. z is drawn from N(0, (scale · max|θ|)²) for every entry anew,
 where the thesis leaves its size open. D is not cut off at zero: where both samples lie alike, half of the edges that
 join neighbours cross, so D is about -1/2. Equal distances, which the statistic does not foresee, count as crossing, so
-an entry that changes nothing has D = 1/N - 1, the lowest value.
+an entry that changes no bit of the outputs has D = 1/N - 1, the lowest value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.noise import Noise
 
-LIMIT = 1_000_000  # entries of a tensor: about four minutes on two cores at 32 rows
+LIMIT = 1_000_000  # entries of a tensor: about five minutes of one core at 32 rows
 _CHUNK = 256  # entries whose trees are made in one call
 _TIE = 1e-12  # edges between the samples come first among equals: an entry of no effect has the lowest D there is
 _TINY = 1e-300  # added to every distance: the library takes a distance of zero for a missing edge
