@@ -11,7 +11,6 @@ metrics must be byte-equal. Model and rows are the tests' own: a random BERT of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -55,17 +54,13 @@ class Program:
         return first, time.perf_counter() - begin
 
     def kill(self, arguments: list[str], out: Path, step: int | None, delay: float, saving: bool) -> bool:
-        """Start, and kill `delay` seconds after the log shows `step` (None: after the start, and no later than the first
-        step); saving: at the next sight of a half-written file after that. Returns whether the run was still going."""
-        log = out / "metrics.jsonl"
-        before = _identity(log)
+        """Start, and kill `delay` seconds after the log shows `step` (None: after the start, at the first step at the
+        latest); saving: at the next sight of a half-written file after that. Returns whether the run still went on."""
+        shown = tiny_run.Log(out)
         with self.start(arguments) as process:
             begin = time.perf_counter()
             while process.poll() is None:
-                stepped = _identity(log) != before
-                if stepped and (step is None or logged_step(out) >= step):
-                    break
-                if step is None and time.perf_counter() - begin > delay:
+                if shown.reaches(step or 0) or (step is None and time.perf_counter() - begin > delay):
                     break
                 time.sleep(0.0005)
             end = time.perf_counter() + (0 if step is None else delay)
@@ -76,21 +71,6 @@ class Program:
             process.kill()
             process.wait()
             return process.returncode < 0
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    """Tells whether a file was written since: a resumed run writes its log anew."""
-    if not file.exists():
-        return None
-    status = file.stat()
-    return status.st_ino, status.st_mtime_ns
-
-
-def logged_step(out: Path) -> int:
-    """The step of the last whole line of the metrics; 0 when there is none."""
-    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return int(json.loads(whole[-1])["step"]) if whole else 0
 
 
 def saved_step(out: Path) -> int:
@@ -108,7 +88,7 @@ def main() -> None:
     given = parser.parse_args()
     lines = [
         f"Killed {given.kills} times with SIGKILL and resumed each time, against the straight run of {given.steps:,} "
-        f"steps, a checkpoint and an evaluation every 10; {processor()}, {os.cpu_count()} cores",
+        f"steps, a checkpoint every 10, an evaluation every 15; {processor()}, {os.cpu_count()} cores",
         "",
         "| method | kills | with half-written files | checkpoints resumed from | files compared | byte-equal |",
         "|---|---:|---:|---|---:|---|",
@@ -125,7 +105,9 @@ def main() -> None:
             straight, killed = folder / method / "straight", folder / method / "killed"
 
             def arguments(out: Path, optimizer: str = optimizer, options: tuple[str, ...] = options) -> list[str]:
-                return tiny_run.arguments(model, rows, out, *options, steps=given.steps, optimizer=optimizer)
+                return tiny_run.arguments(
+                    model, rows, out, *options, *tiny_run.UNEVEN, steps=given.steps, optimizer=optimizer
+                )
 
             first, whole = program.finish(arguments(straight), straight)
             print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import sys
 from pathlib import Path
@@ -88,3 +89,29 @@ def outcome(run: Path) -> dict[str, str]:
     ]
     files += [run / "metrics.jsonl", *run.glob("trajectory.bin")]
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+UNEVEN = ("log_every=7", "checkpoint_every=10", "evaluate_every=15")
+"""Settings under which a checkpoint falls between two lines of the log."""
+
+
+class Log:
+    """The log of a run that may go on in another process, as seen from when this object was made."""
+
+    def __init__(self, out: Path):
+        self._file = out / "metrics.jsonl"
+        self._before = self._identity()
+
+    def reaches(self, step: int) -> bool:
+        """Whether it was written since (a resumed run writes it anew) and holds a line of `step` or later."""
+        if self._identity() == self._before:
+            return False
+        lines = self._file.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        return step == 0 or bool(whole and json.loads(whole[-1])["step"] >= step)
+
+    def _identity(self) -> tuple[int, int] | None:
+        if not self._file.exists():
+            return None
+        status = self._file.stat()
+        return status.st_ino, status.st_mtime_ns

@@ -50,28 +50,28 @@ class Program:
         process.start()
         return process
 
-    def finish(self, arguments: list[str]) -> float:
-        """Run to the end; returns the seconds that it took."""
-        begin = time.perf_counter()
+    def finish(self, arguments: list[str]) -> None:
+        """Run to the end."""
         process = self.start(arguments)
         process.join(PATIENCE)
         assert process.exitcode == 0
-        return time.perf_counter() - begin
 
-    def kill(self, arguments: list[str], out: Path, delay: float, saving: bool) -> bool:
-        """Start, and kill after `delay` seconds; saving: at the next sight of a file or folder half written.
-
-        Returns whether the run was still going."""
+    def kill(self, arguments: list[str], out: Path, step: int, delay: float, saving: bool) -> None:
+        """Start, and kill `delay` seconds after the log shows `step`; saving: at the next sight of a file or folder
+        half written after that."""
+        shown = tiny_run.Log(out)
         process = self.start(arguments)
-        process.join(delay)
         end = time.perf_counter() + PATIENCE
+        while process.exitcode is None and not shown.reaches(step):
+            assert time.perf_counter() < end
+            time.sleep(0.0005)
+        process.join(delay)
         while process.exitcode is None and saving and not list(out.glob(".*.partial")):
             assert time.perf_counter() < end
             time.sleep(0.0005)
         process.kill()
         process.join(PATIENCE)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        return process.exitcode != 0
+        assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,12 @@ def test_killed_and_resumed_to_the_same_bytes(method, program, model_and_rows, t
     straight, killed = tmp_path / "straight", tmp_path / "killed"
 
     def arguments(out: Path) -> list[str]:
-        return tiny_run.arguments(*model_and_rows, out, *options, steps=120, optimizer=optimizer)
+        return tiny_run.arguments(*model_and_rows, out, *options, *tiny_run.UNEVEN, steps=200, optimizer=optimizer)
 
-    seconds = program.finish(arguments(straight))
-    delays = random.Random(f"kill {method}")
-    hits = 0
-    for saving in (False, True, True):
-        hits += program.kill([*arguments(killed), "--resume"], killed, delays.uniform(0.2, 0.7) * seconds, saving)
-    assert hits
+    program.finish(arguments(straight))
+    moments = random.Random(f"kill {method}")
+    for step, saving in ((moments.randint(15, 50), False), (moments.randint(51, 90), True)):
+        program.kill([*arguments(killed), "--resume"], killed, step, moments.uniform(0, 0.01), saving)
     program.finish([*arguments(killed), "--resume"])
     assert tiny_run.outcome(killed) == tiny_run.outcome(straight)
     assert not list(killed.glob(".*.partial"))

@@ -138,6 +138,23 @@ class TestARun:
         assert plot.endswith(str(run / "plot.png"))
         assert "forward passes 1,262" in " ".join(told.out.split())
 
+    def test_the_best_weights_are_kept_not_the_last(self, train, monkeypatch, capsys):
+        evaluate = Run.evaluate
+
+        def worse_and_worse(self):
+            return {**evaluate(self), "accuracy": 1 - self.done.step / 100}
+
+        monkeypatch.setattr(Run, "evaluate", worse_and_worse)
+        run = train("worse", *GLD, steps=30)
+        assert summary_of(run)["model_step"] == 10
+        best = load_file(run / "best-10" / "tensors.safetensors")
+        saved = {name: tensor.detach() for name, tensor in load_surface(run).trainable().items()}
+        assert all(torch.equal(saved[name], tensor) for name, tensor in best.items())
+        last = weights_of(run)
+        assert not any(torch.equal(last[f"weights/{name}"], tensor) for name, tensor in best.items())
+        assert gradientless("replay", str(run)) == 0
+        assert "steps 10 of 30 bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
+
     def test_forecast_is_what_is_spent(self, train):
         """The budget of forward passes is kept, and used up as far as whole steps go."""
         budget = 333
@@ -257,7 +274,7 @@ class TestStopAndResume:
         step = Run.step
 
         def interrupted(self, t, logged):
-            if t == 23:
+            if t == 24:
                 os.kill(os.getpid(), number)
             return step(self, t, logged)
 
@@ -266,13 +283,13 @@ class TestStopAndResume:
         assert gradientless(*again) == cli.STOPPED == 130
         last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
         assert last == (
-            f"stopped, with everything saved at step 24; continue with: "
+            f"stopped, with everything saved at step 25; continue with: "
             f"gradientless train --out {tmp_path / 'stopped'} --resume"
         )
         assert not (tmp_path / "stopped" / "model").exists()
         monkeypatch.setattr(Run, "step", step)
         assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
-        assert "resuming from step 24" in " ".join(capsys.readouterr().err.split())
+        assert "resuming from step 25" in " ".join(capsys.readouterr().err.split())
         names = ["metrics.jsonl", *(["trajectory.bin"] if optimizer == "gld" else [])]
         for name in [*names, "model/model.safetensors", "model/head.safetensors"]:
             assert (tmp_path / "stopped" / name).read_bytes() == (straight / name).read_bytes()
