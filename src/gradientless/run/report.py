@@ -71,6 +71,7 @@ def plot(folder: RunFolder) -> bool:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")  # not pyplot: no display, no global state
     FigureCanvasAgg(figure)
@@ -79,6 +80,8 @@ def plot(folder: RunFolder) -> bool:
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axes.set_xlabel("forward passes")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k, 1.2M
         axes.set_title(f"validation {key}")
         axes.grid(alpha=0.3)
     with folder.replacing_file(folder.plot) as temporary:
