@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from gradientless.language.prompting import LabelWords
 
 
-def scores(model: nn.Module, inputs: dict[str, Tensor], words: LabelWords, whole: bool = False) -> Tensor:
+def scores(
+    model: nn.Module, inputs: dict[str, Tensor], words: LabelWords, whole: bool = False, normalised: bool = False
+) -> Tensor:
     """Score of every label word: float32 [B, C], differentiable in the model's weights.
 
     inputs: of `EncodedPrompts.batch`, on the model's device. Words of one token each are scored by their logits, whose
     differences are those of the log-probabilities; else by the sum (or mean) of their tokens' log-probabilities.
-    whole: compute logits at all positions and of the full vocabulary, as the library does.
+    whole: compute logits at all positions and of the full vocabulary, as the library does. normalised: give words of
+    one token their log-probability too, which costs the logits of the full vocabulary.
     """
     slots, tokens = inputs["slots"], words.tokens.to(inputs["slots"].device)
     options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name != "slots"}
@@ -30,12 +33,14 @@ def scores(model: nn.Module, inputs: dict[str, Tensor], words: LabelWords, whole
         options["use_cache"] = False
     with contextlib.ExitStack() as stack:
         met = [] if whole else stack.enter_context(_states_at(slots, model.get_decoder()))  # type: ignore[operator]
-        narrow = words.single and not whole and stack.enter_context(_rows_of(tokens, _output_layer(model)))
+        narrow = (
+            words.single and not (whole or normalised) and stack.enter_context(_rows_of(tokens, _output_layer(model)))
+        )
         logits = model(**options).logits.float()  # [R, K, tokens], or all positions, or the full vocabulary
     if not met:  # a model whose output layer reads another part than it says
         logits = logits[torch.arange(len(slots), device=slots.device).unsqueeze(1), slots]
     values = logits if narrow else logits[..., tokens]
-    if not words.single:
+    if normalised or not words.single:
         values = values - logits.logsumexp(dim=-1, keepdim=True)
     values = values.unflatten(0, (-1, len(words.fills)))  # [B, fills, K, M]
     read = values[:, words.fill.to(slots.device), words.slot.to(slots.device), words.token.to(slots.device)]
