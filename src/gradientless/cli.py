@@ -226,7 +226,7 @@ def train(
             summary = train_run(config, folder, resume)
         except Stopped as stopped:
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
-            print(f"stopped, with everything saved at step {stopped.step:,}; continue with: {command}", file=sys.stderr)
+            print(f"stopped, with everything saved at {stopped.where}; continue with: {command}", file=sys.stderr)
             raise typer.Exit(STOPPED) from None
     except UserError:
         if fresh:
@@ -253,6 +253,8 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
         place = Path("runs") / _name(config)
         place = newest_of_name(place) if resume else free_name(place)
     folder = RunFolder(place)
+    if folder.whole is not None:
+        raise UserError(f"out: must be a run, got a stage of '{folder.whole.path}', which --resume continues")
     fresh = not folder.holds_run()
     if resume and not fresh:
         stored = RunConfig.load(folder.config)
@@ -267,7 +269,8 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
 def _name(config: RunConfig) -> str:
     """A folder's name that says what the run is: task or data, optimizer, seed."""
     data = Path(config.task or config.data.path or "data").stem
-    optimizer = config.optimizer.name.rpartition(":")[2]
+    methods = [stage.config.optimizer.name for stage in config.staged] or [config.optimizer.name]
+    optimizer = "-".join(name.rpartition(":")[2] for name in methods)
     return f"{data}-{optimizer}-seed{config.seed}"
 
 
@@ -439,8 +442,9 @@ def replay(
             bar.update(task, completed=done, total=total)
 
         found = replay_run(run, base, folder.path / "replayed" if out is None else out, progress)
+    width = max(20, *map(len, found))
     for name, value in found.items():
-        print(f"{name.replace('_', ' '):<20} {value}")
+        print(f"{name:<{width}} {value}")
 
 
 @app.command()

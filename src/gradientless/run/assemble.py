@@ -47,6 +47,8 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
     kind, model = SURFACES[config.surface.name], config.model if model is None else model
     known = options_of(kind)
     options = config.surface.model_dump(exclude={"name", "recompute"}, exclude_none=True)
+    if options.get("start") == "previous":  # which is taken up once the surface stands
+        del options["start"]
     if "readout" in known:
         options["prompt"] = prompt_of(config, model)
         if options["readout"] == "auto":
@@ -64,6 +66,8 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
             strange.append(f"surface.{key}: must be given for surface '{config.surface.name}', got nothing")
     if strange:
         raise UserError("\n".join(strange))
+    if config.model.startswith(backbone.STARTER) and options["head"] == "auto" and options.get("start") != "probe":
+        options["head"] = "two-layer"  # as `create` has it for the starter's name, wherever the model lies
     return kind.create(
         model,
         labels,

@@ -203,6 +203,8 @@ def configurations(
             found[method.label] = [RunConfig.load(recipe, settings, {**own, "seed": seed}) for seed in seeds]
             if method.tunes and found[method.label][0].forward_passes is None:
                 raise UserError("--forward-passes: must be given for methods that tune, got nothing")
+            if found[method.label][0].stages:
+                raise UserError("stages: must not stand in a recipe to compare methods on, got a run of several stages")
         except UserError as error:
             for line in str(error).split("\n"):
                 faults.setdefault(line, []).append(method.label)

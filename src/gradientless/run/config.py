@@ -11,6 +11,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,6 +104,12 @@ def _check_subset(value: Any) -> Any:
     if value is not None and not (counts and len(value) in (2, 3) and value[0] >= 1):
         wanted = "[train, validation] or [train, validation, test] in whole numbers, train >= 1"
         raise UserError(f"data.subset: must be {wanted}, got {shown(value)}")
+    return value
+
+
+def _check_stages(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(table, Mapping) for table in value):
+        raise UserError(f"stages: must be a list of tables, got {shown(value)}")
     return value
 
 
@@ -261,9 +268,9 @@ class SurfaceConfig(_Section):
     readout: Literal["auto", "head", "prompt"] = "auto"
     """How class scores are read off: a classification head, or the label words of a prompt. "auto" is the head for
     encoders and for surface head, the prompt for other language models."""
-    start: Literal["random", "probe", "real"] | None = None
+    start: Literal["random", "probe", "real", "previous"] | None = None
     """Of a new classification head: random, or from the linear probe on the training rows ("probe"). Of virtual tokens:
-    as real tokens are ("real"), or random."""
+    as real tokens are ("real"), or random. Of a later stage: as the stage before left it ("previous")."""
     truncation: Literal["right", "left"] = "right"
     """The side on which a prompt's text is cut when it is too long."""
     activation: Annotated[str, AfterValidator(_check_activation)] = "auto"
@@ -328,6 +335,32 @@ class TensorConfig(_OpenSection):
     schedule: ScheduleConfig | None = None
 
 
+ABOVE_STAGES = ("task", "data", "model", "device", "out")  # of the whole run: a stage has none of its own
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: `config` is that of a run of its own; `number` counts from 1."""
+
+    number: int
+    name: str
+    config: RunConfig
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder under stages/."""
+        return f"{self.number}-{self.name}"
+
+    @property
+    def owner(self) -> str:
+        """How lines for people name it."""
+        return f"stages[{self.number}]"
+
+    def line(self, line: str) -> str:
+        """A line about a configuration as one about this stage's."""
+        return _of_stage(self.owner, line)
+
+
 class RunConfig(_Section):
     """One run. `load` builds it from a recipe, flags and overrides; building it directly checks the same."""
 
@@ -358,6 +391,9 @@ class RunConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out: Path_ | None = None
     """The run folder; None: a new folder under runs/."""
+    stages: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_check_stages)] = ()
+    """The run's stages, one after the other over one model: tables of these keys and `name`. What a stage does not say
+    is as above the stages; without any, the run is what stands above."""
 
     _notes: tuple[str, ...] = PrivateAttr(())
 
@@ -388,11 +424,22 @@ class RunConfig(_Section):
         try:
             config = handler(values)
         except ValidationError as error:
-            raise UserError("\n".join(error_lines(error) + options)) from None
+            lines = error_lines(error) + options
+            if isinstance(values.get("stages"), (list, tuple)):
+                _read_stages(values, lines)
+            raise UserError("\n".join(lines)) from None
         lines = options + config._warmup_lines() + config._loss_lines()
         if lines:
             raise UserError("\n".join(lines))
+        _read_stages(config.resolved(), lines)
+        if lines:
+            raise UserError("\n".join(lines))
         return config
+
+    @property
+    def staged(self) -> tuple[Stage, ...]:
+        """The stages with their whole configurations; none of a run without stages."""
+        return tuple(_read_stages(self.resolved(), []))
 
     def _warmup_lines(self) -> list[str]:
         sections = [
@@ -446,11 +493,58 @@ class RunConfig(_Section):
     def differences(self, other: RunConfig) -> list[str]:
         """Keys whose values differ, as "key: this value here, other value there"; without those of NOT_RESULTS."""
         mine, theirs = _flat(self.resolved()), _flat(other.resolved())
-        keys = [key for key in {**mine, **theirs} if key not in NOT_RESULTS and mine.get(key) != theirs.get(key)]
+        keys = [
+            key
+            for key in {**mine, **theirs}
+            if key.rpartition(".")[2] not in NOT_RESULTS and mine.get(key) != theirs.get(key)
+        ]
         return [f"{key}: {shown(mine.get(key))} here, {shown(theirs.get(key))} there" for key in keys]
 
 
+def _read_stages(whole: Mapping[str, Any], lines: list[str]) -> list[Stage]:
+    """The stages of a configuration; `lines` takes one for each mistake that does not stand above them already."""
+    above = list(lines)
+    below = {key: value for key, value in whole.items() if key not in ("stages", "out")}
+    found: list[Stage] = []
+    for number, table in enumerate(whole.get("stages", ()), 1):
+        if not isinstance(table, Mapping):
+            continue  # which is told of the whole list
+        owner, own = f"stages[{number}]", {key: value for key, value in table.items() if key != "name"}
+        for key in [key for key in own if key in (*ABOVE_STAGES, "stages")]:
+            lines.append(f"{owner}.{key}: must stand above the stages, got {shown(own.pop(key))}")
+        name = table.get("name")
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
+            lines.append(f"{owner}.name: must be letters, digits, - and _, got {shown(name)}")
+        try:
+            config = RunConfig.model_validate(_over(below, own))
+        except ValidationError as error:
+            mine = [line for line in error_lines(error) if line not in above]
+            lines += [_of_stage(owner, line) for line in mine]
+            continue
+        default = f"{config.optimizer.name.rpartition(':')[2]}-{config.surface.name}"
+        found.append(Stage(number, re.sub(r"\W+", "-", default) if name is None else str(name), config))
+    return found
+
+
 # --- errors, in words ----------------------------------------------------------------------------------------------
+
+
+def _of_stage(owner: str, line: str) -> str:
+    line = line.removeprefix("config: ")
+    of_key = re.split(r"\W", line, maxsplit=1)[0] in RunConfig.model_fields
+    return f"{owner}{'.' if of_key else ': '}{line}"
+
+
+def _over(whole: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A stage's values over those above the stages: another surface takes over the options that it has too."""
+    below, surface = dict(whole), _plain(whole.get("surface"))
+    name = _plain(own.get("surface")).get("name")
+    if name in _registered("surface") and name != surface.get("name", "head"):
+        from gradientless.language.surfaces import SURFACES, options_of
+
+        known = {"recompute", *options_of(SURFACES[name])}
+        below["surface"] = {key: value for key, value in surface.items() if key in known}
+    return stack(below, own)[0]
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -546,9 +640,13 @@ def _without_none(values: Any) -> Any:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    if prefix == "stages":
+        for number, table in enumerate(values, 1):
+            flat.update(_flat(table, f"stages[{number}]"))
+        return flat
     if not isinstance(values, dict):
         return {prefix: values}
-    flat: dict[str, Any] = {}
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
     return flat

@@ -505,6 +505,8 @@ def diagnose_run(config: RunConfig, say: Say | None = None, **options: Any) -> D
 
     options: those of `diagnose`. The seed is the configuration's.
     """
+    if config.stages:
+        raise UserError("stages: must not stand in a recipe to diagnose, got a run of several stages")
     device = pick_device(config.device)
     splits = load_splits(config)
     surface = make_surface(config, splits.labels, device)

@@ -8,6 +8,8 @@ as one intention, therefore
   drops a lower layer's data section;
 - steps without forward_passes replaces a lower layer's forward_passes, and the other way round;
 - another optimizer.name drops the lower layers' options of the optimizer, and of its tensors.
+
+A list is replaced as a whole, but for stages: `stages.2.steps` and `stages.NAME.steps` are keys of a stage.
 """
 
 from __future__ import annotations
@@ -161,12 +163,29 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         if value is DEFAULT:
             merged.pop(key, None)
+        elif key == "stages" and isinstance(value, dict):
+            merged[key] = _merge_stages(merged.get(key), value)
         elif isinstance(value, dict):
             old = merged.get(key)
             merged[key] = _merge(old if isinstance(old, dict) else {}, value)
         else:
             merged[key] = value
     return merged
+
+
+def _merge_stages(below: Any, above: dict[str, Any]) -> list[Any]:
+    """The recipe's stages with `above` (number or name of a stage -> values) over them."""
+    stages = list(below) if isinstance(below, (list, tuple)) else []
+    for key, value in above.items():
+        names = [stage.get("name") for stage in stages]
+        number = int(key) if key.isdecimal() else names.index(key) + 1 if key in names else 0
+        if not 1 <= number <= len(stages):
+            known = [str(i) for i in range(1, len(stages) + 1)] + [name for name in names if isinstance(name, str)]
+            raise unknown("stages", "stage", key, known)
+        if not isinstance(value, dict):
+            raise UserError(f"stages.{key}: must be a table, got {shown(value)}")
+        stages[number - 1] = stack(stages[number - 1], value)[0]
+    return stages
 
 
 def shown(value: Any) -> str:

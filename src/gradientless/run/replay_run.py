@@ -21,6 +21,7 @@ from gradientless.run.assemble import base_checksum, make_optimizer, make_rates,
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import load_splits, load_surface
 from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.run.stages import Before, before
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 
@@ -42,22 +43,74 @@ def replay_run(
 
     base: the base model, when it lies elsewhere than the configuration says. Returns what was done, for people: steps,
     whether the weights equal the run's bit for bit, and where the model was written. progress: told (steps, total).
-    Raises UserError.
+    Of a run of several stages each is replayed from what the stage before left; one by a first-order method, which has
+    no log of losses, is taken as it stands. Raises UserError.
     """
     folder = RunFolder.open(run)
     config = RunConfig.load(folder.config)
+    if config.stages:
+        return _replay_stages(folder, config, base, out, progress)
+    if folder.whole is None:
+        return _replay(folder, config, base, out, progress, None)
+    stages = RunConfig.load(folder.whole.config).staged
+    stage = next(stage for stage in stages if stage.folder == folder.path.absolute().name)
+    return _replay(folder, stage.config, base, out, progress, before(folder.whole, stages, stage, base))
+
+
+def _replay_stages(
+    whole: RunFolder,
+    config: RunConfig,
+    base: str | None,
+    out: str | Path | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    stages = config.staged
+    for stage in stages:
+        folder = whole.stage(stage.folder)
+        if not folder.holds_run():
+            result[stage.folder] = "not begun"
+        elif not folder.trajectory.exists():
+            result[stage.folder] = f"not replayed: {stage.config.optimizer.name} keeps no log of losses"
+        else:
+            last = stage is stages[-1]
+            found = _replay(
+                folder, stage.config, base, out if last else None, progress, before(whole, stages, stage, base)
+            )
+            result |= {f"{stage.folder}: {name}": value for name, value in found.items()}
+    if len(result) == len(stages):  # one line of each: none was replayed
+        raise UserError(
+            f"replay: a stage must hold {whole.trajectory.name}, got none in '{whole.path}'; first-order stages have "
+            "no log of losses and start again from their checkpoint: gradientless train --resume"
+        )
+    if out is not None and stages[-1].folder in result:
+        result["model"] = "not written: the last stage was not replayed"
+    return result
+
+
+def _replay(
+    folder: RunFolder,
+    config: RunConfig,
+    base: str | None,
+    out: str | Path | None,
+    progress: Callable[[int, int], None],
+    behind: Before | None,
+) -> dict[str, Any]:
+    """Replay one run, or one stage behind another."""
     if not folder.trajectory.exists():
         raise UserError(
-            f"replay: the run must hold {folder.trajectory.name}, got none in '{run}'; first-order runs have no log of "
-            "losses and start again from their checkpoint: gradientless train --resume"
+            f"replay: the run must hold {folder.trajectory.name}, got none in '{folder.path}'; first-order runs have "
+            "no log of losses and start again from their checkpoint: gradientless train --resume"
         )
     log = Trajectory.open(folder.trajectory)
     log.close()  # nothing is appended; records are read by name
-    surface = make_surface(config, _labels(folder, config), "cpu", base)
-    if surface.needs_rows:
+    surface = make_surface(config, _labels(folder, config), "cpu", base if behind is None else behind.model)
+    parts = [] if behind is None else behind.give(surface)
+    needs_rows = surface.needs_rows and "side" not in parts
+    if needs_rows:
         surface.begin(surface.encode(load_splits(config).train))
     if log.header.get("base") != base_checksum(surface):
-        what = "base model and the rows must be those" if surface.needs_rows else "base model must be the one"
+        what = "base model and the rows must be those" if needs_rows else "base model must be the one"
         raise UserError(f"replay: the {what} that the run started from, got another: {base or config.model}")
     optimizer = make_optimizer(config, surface)
     if not isinstance(optimizer, ForwardOptimizer):

@@ -41,6 +41,8 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in summary.get("metrics", {}).items()
         if isinstance(value, (int, float))
     ]
+    for name, stage in summary.get("stages", {}).items():
+        rows.append((name, f"{percent(stage['metrics']['accuracy'])} after {stage['forward_passes']:,} passes"))
     for key, unit in (("forward_passes", ""), ("steps", ""), ("seconds", " s"), ("peak_memory_mib", " MiB")):
         value = summary.get(key)
         if isinstance(value, (int, float)):
@@ -53,9 +55,10 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def next_commands(folder: RunFolder) -> dict[str, str]:
     """What to type to predict, view and replay."""
     run = shlex.quote(str(folder.path))
+    events = folder.stages if folder.stages.is_dir() else folder.tensorboard
     return {
         "predict": f"gradientless predict {run} {shlex.quote(SAMPLE)}",
-        "view": f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+        "view": f"tensorboard --logdir {shlex.quote(str(events))}",
         "replay": f"gradientless replay {run}",
     }
 
@@ -65,9 +68,16 @@ def percent(fraction: float) -> str:
 
 
 def plot(folder: RunFolder) -> bool:
-    """plot.png: validation accuracy and loss against forward passes. False when nothing was evaluated yet."""
-    records = [record for record in folder.read_metrics() if record.get("split") == "validation"]
-    if not records:
+    """plot.png: validation accuracy and loss against forward passes, one stage behind the other. False when nothing
+    was evaluated yet."""
+    curves: list[tuple[str | None, int, list[dict[str, Any]]]] = []
+    passes = 0
+    for run in folder.stage_folders() or [folder]:
+        records = [record for record in run.read_metrics() if record.get("split") == "validation"]
+        if records:
+            curves.append((run.path.name if folder.stages.is_dir() else None, passes, records))
+            passes += records[-1]["forward_passes"]
+    if not curves:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,9 +86,12 @@ def plot(folder: RunFolder) -> bool:
     figure = Figure(figsize=(9, 3.6), layout="constrained")  # not pyplot: no display, no global state
     FigureCanvasAgg(figure)
     for axes, key in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        points = [(r["forward_passes"], r[key]) for r in records if r.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        for name, start, records in curves:
+            points = [(start + r["forward_passes"], r[key]) for r in records if r.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        if curves[0][0] is not None:
+            axes.legend(fontsize="small")
         axes.set_xlabel("forward passes")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k, 1.2M

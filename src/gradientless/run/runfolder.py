@@ -16,6 +16,11 @@ was never stopped.
     model/                the tuned model as the surface saves it
     summary.json          metrics (accuracy and f1 as fractions), forward_passes, steps, seconds, peak_memory_mib, …
     plot.png              validation accuracy and loss against forward passes
+
+A run of several stages has a config.toml, model/, summary.json and plot.png of its own, and below them
+
+    stages/NUMBER-NAME/   the folder of each stage, as above; config.toml is the stage's
+        merged/           a plain model with the stage's adapter in its weights, that the next stage starts from
 """
 
 from __future__ import annotations
@@ -66,6 +71,8 @@ class RunFolder:
         self.model = path / "model"
         self.summary = path / "summary.json"
         self.plot = path / "plot.png"
+        self.stages = path / "stages"
+        self.merged = path / "merged"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -117,10 +124,31 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.config.is_file()
 
+    def stage(self, name: str) -> RunFolder:
+        """The folder of a stage, there or not."""
+        return RunFolder(self.stages / name, self.say)
+
+    def stage_folders(self) -> list[RunFolder]:
+        """Those of the stages that have begun, in their order."""
+        found = [place for place in self.stages.glob("*-*") if RunFolder(place).holds_run()]
+        return [self.stage(place.name) for place in sorted(found, key=lambda p: int(p.name.partition("-")[0]))]
+
+    @property
+    def whole(self) -> RunFolder | None:
+        """The run that this is a stage of, if it is one."""
+        run = RunFolder(self.path.absolute().parent.parent, self.say)
+        return run if self.path.absolute().parent == run.stages and run.holds_run() else None
+
     def withdraw(self) -> None:
         """Take a run back that failed before its first step was done, so that its folder may be used again."""
         from gradientless.search.trajectory import Trajectory
 
+        for stage in self.stage_folders():
+            stage.withdraw()
+        if self.stage_folders():
+            return
+        if self.stages.is_dir():
+            shutil.rmtree(self.stages)
         log = Trajectory.open(self.trajectory) if self.trajectory.exists() else None
         if log is not None:
             log.close()

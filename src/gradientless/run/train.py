@@ -7,7 +7,9 @@ again, and goes on. Logs are cut back to the checkpoint and written again on the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -31,21 +33,27 @@ from gradientless.run.evaluation import load_splits, pick_device, score
 from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
 from gradientless.run.objective import BACKWARD, Objective
 from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 
 PASSES_OF_FIRST_ORDER = 1 + BACKWARD
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
+PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
 SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
 
 
 class Stopped(Exception):
-    """The run was asked to stop, saved its state at `step` and can be resumed."""
+    """The run was asked to stop, saved its state at `step` (of the stage of that name, if any) and can be resumed."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, stage: str | None = None):
         super().__init__(f"stopped at step {step}")
-        self.step = step
+        self.step, self.stage = step, stage
+
+    @property
+    def where(self) -> str:
+        return f"step {self.step:,}" + ("" if self.stage is None else f" of stage {self.stage}")
 
 
 @dataclass
@@ -66,9 +74,11 @@ class Progressed:
 
 
 class Run:
-    """One run of a configuration in a folder; `train` drives it."""
+    """One run of a configuration in a folder, or one stage of it; `train` drives it. before: the stage before it."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, console: Console):
+    def __init__(self, config: RunConfig, folder: RunFolder, console: Console, before: Before | None = None):
+        if config.surface.start == "previous" and before is None:
+            raise UserError("surface.start: 'previous' needs a stage before, got a run without one")
         self.config, self.folder, self.console = config, folder, console
         self.device = pick_device(config.device)
         splits = load_splits(config)
@@ -77,7 +87,7 @@ class Run:
         console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
         console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
         self.labels = splits.labels
-        self.surface = make_surface(config, splits.labels, self.device)
+        self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
         console.print(f"surface     {self.surface.describe()}", highlight=False)
         self.optimizer = make_optimizer(config, self.surface)
         self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
@@ -90,7 +100,14 @@ class Run:
         self.noise = Noise(config.seed)
         self.train_rows = self._rows("train", splits.train)
         self.validation_rows = self._rows("validation", splits.validation)
-        if line := self.surface.begin(self.train_rows.encoded):
+        parts = [] if before is None else before.give(self.surface)
+        line = None if "side" in parts else self.surface.begin(self.train_rows.encoded)
+        if before is not None:
+            taken = " and ".join(
+                [*(["its model"] if before.changed else []), *(f"its {PARTS[part]}" for part in parts)]
+            )
+            line = f"from stage {before.stage.folder}: {taken}" + (f"; {line}" if line else "")
+        if line:
             console.print(f"start       {line}", highlight=False)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
@@ -332,11 +349,23 @@ def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: C
     Raises UserError for whatever the user can mend, and Stopped after a stop signal, with the state saved.
     """
     console = console or Console(stderr=True)
+    return _train_stages(config, folder, resume, console) if config.stages else _train(config, folder, resume, console)
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    resume: bool,
+    console: Console,
+    before: Before | None = None,
+    merges: bool = False,
+) -> dict[str, Any]:
+    """One run, or one stage of one. merges: whether the next stage is made of a model with this one's adapter in it."""
     if resume and folder.summary.exists():
         console.print("the run has ended already; nothing to resume", highlight=False)
         return folder.read_summary()
     started = time.perf_counter()
-    run = Run(config, folder, console)
+    run = Run(config, folder, console, before)
     folder.write_environment(run.device)
     if resume:
         folder.sweep()
@@ -355,15 +384,54 @@ def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: C
             raise
         error.__traceback__ = None  # its frames hold what did not fit
         raise _what_fits(run) from None
-    return _end(run, started)
+    return _end(run, started, merges)
 
 
-def _end(run: Run, started: float) -> dict[str, Any]:
+def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: Console) -> dict[str, Any]:
+    """The stages one after the other, each in a folder of its own; those that have ended stay as they are."""
+    if resume and folder.summary.exists():
+        console.print("the run has ended already; nothing to resume", highlight=False)
+        return folder.read_summary()
+    stages = config.staged
+    folder.sweep()
+    if not folder.stage_folders():
+        check(stages, load_splits(config), pick_device(config.device))
+    summaries = {}
+    for stage, following in itertools.zip_longest(stages, stages[1:]):
+        place = folder.stage(stage.folder)
+        if not place.summary.exists():
+            console.print(f"stage       {stage.number} of {len(stages)}: {stage.name}", highlight=False)
+            began = place.holds_run()
+            RunFolder.create(place.path, stage.config.toml(), began, folder.say).write_config(stage.config.toml())
+            merges = following is not None and not keeps_adapter(stage, following)
+            try:
+                _train(stage.config, place, began, console, before(folder, stages, stage), merges)
+            except Stopped as stopped:
+                raise Stopped(stopped.step, stage.folder) from None
+        summaries[stage.folder] = place.read_summary()
+    with folder.replacing(folder.model) as copy:
+        shutil.copytree(place.model, copy, dirs_exist_ok=True)
+    *_, last = summaries.values()
+    summary = {
+        **{key: last[key] for key in ("metrics", "metrics_of", "f1_means", "last", "model_step", "ended")},
+        **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
+        **{key: round(sum(each[key] for each in summaries.values()), 3) for key in ("seconds", "wall_seconds")},
+        "peak_memory_mib": max(each["peak_memory_mib"] for each in summaries.values()),
+        "stages": summaries,
+    }
+    folder.write_summary(summary)
+    return summary
+
+
+def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     last = run.evaluate()
     run.set_best()
     found = run.evaluate()
     with run.folder.replacing(run.folder.model) as place:
         run.surface.save(place)
+    if merges and run.surface.mergeable:
+        with run.folder.replacing(run.folder.merged) as place:
+            run.surface.save_merged(place)
     timings = run.folder.read_timings()
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
@@ -380,6 +448,8 @@ def _end(run: Run, started: float) -> dict[str, Any]:
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",
     }
+    if run.folder.whole is not None:
+        summary["leaves"] = leaves(run.surface)
     run.folder.write_summary(summary)
     return summary
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gradientless.errors import UserError, unknown
-from gradientless.language.surfaces.base import Surface
+from gradientless.language.surfaces.base import Part, Surface
 from gradientless.language.surfaces.full import FullSurface, HeadReading, Reading
 from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
@@ -32,6 +32,7 @@ class AdapterSurface(FullSurface):
     """
 
     owner: ClassVar[str]
+    tunes: ClassVar[str] = "adapter"  # what is tuned beside the head, as `parts` names it
 
     def __init__(self, reading: Reading, *, dropout: float, options: dict[str, Any]) -> None:
         super().__init__(reading, dropout=dropout)
@@ -59,9 +60,15 @@ class AdapterSurface(FullSurface):
     def load_adapter(self, folder: Path) -> None:
         """Read what `save_adapter` wrote."""
 
-    def head_tensors(self) -> dict[str, nn.Parameter]:
-        """The classification head's, which is tuned too; none behind a prompt."""
-        return self.reading.head.trainable() if isinstance(self.reading, HeadReading) else {}
+    def parts(self) -> dict[str, Part]:
+        found = super().parts()
+        own = found.pop("model")
+        told = ", ".join(f"{name} {value}" for name, value in self.options.items() if name != "seed")
+        return {self.tunes: Part(f"{self.owner} ({told})" if told else self.owner, own.tensors)} | found
+
+    @property
+    def plain(self) -> str | None:
+        return BASE if self.tunes == "model" else None
 
     def products(self) -> Products:
         """Entries tuned, registered and touched by the backward pass (measured on a row of one word)."""

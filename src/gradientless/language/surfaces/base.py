@@ -32,6 +32,18 @@ class PreparedTokens:
     tensors: dict[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Tuned tensors that belong together, by their names in `trainable()`.
+
+    means: what decides what they compute, beside their shapes, in words; parts that are alike in all of this may take
+    each other's place.
+    """
+
+    means: str
+    tensors: dict[str, nn.Parameter]
+
+
 class Surface(nn.Module, ABC):
     """What every surface offers.
 
@@ -41,9 +53,11 @@ class Surface(nn.Module, ABC):
         `named_parameters()` does. dropout: probability (the largest, where there are several), used in training mode
         only.
     session: many small changes at once on one prepared batch, where the surface can; else None.
+    mergeable: whether `save_merged` puts what is tuned into the model's own weights.
     """
 
     cacheable: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
     session: Callable[[Any], Any] | None = None
 
     model: nn.Module
@@ -76,6 +90,26 @@ class Surface(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> dict[str, nn.Parameter]:
         """The tuned tensors by name; tensors that are tied stand there once, under their first name."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The tuned tensors by what they are: "model" (the model's own), "adapter" (put into it), "side" (a side
+        network), "head" (a classification head)."""
+
+    @property
+    def prompted(self) -> bool:
+        """Whether scores are a language model's of label words, so that what is saved has its output layer."""
+        return False
+
+    @property
+    def plain(self) -> str | None:
+        """Where in what `save` wrote a plain model stands with all that was tuned of its own weights, for another
+        surface to be made of; None where none of these are tuned, or an adapter is to be merged first."""
+        return None
+
+    def save_merged(self, folder: Path) -> None:
+        """Write a plain model with the adapter in its weights into `folder`, and its head, as `full` saves them."""
+        raise AssertionError("a surface that is mergeable states it")
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> EncodedRows:

@@ -19,7 +19,7 @@ from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedRows
 from gradientless.language.prompting import EncodedPrompts, PromptEncoder
-from gradientless.language.surfaces.base import PreparedTokens, Surface
+from gradientless.language.surfaces.base import Part, PreparedTokens, Surface
 from gradientless.language.surfaces.head import HeadSurface
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
 from gradientless.language.tasks.base import Example, Prompt
@@ -225,6 +225,26 @@ class FullSurface(Surface):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every parameter with an effect, by its name in `model`; tied ones once."""
         return {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+
+    def head_tensors(self) -> dict[str, nn.Parameter]:
+        """The classification head's; none behind a prompt."""
+        return self.reading.head.trainable() if isinstance(self.reading, HeadReading) else {}
+
+    def parts(self) -> dict[str, Part]:
+        head = self.head_tensors()
+        own = {name: tensor for name, tensor in self.trainable().items() if name not in head}
+        found = {"model": Part("weights of the model", own)}
+        if isinstance(self.reading, HeadReading):
+            found["head"] = Part(self.reading.head.shape(), head)
+        return found
+
+    @property
+    def prompted(self) -> bool:
+        return isinstance(self.reading, PromptReading)
+
+    @property
+    def plain(self) -> str | None:
+        return "."
 
     def train(self, mode: bool = True) -> FullSurface:
         """Training mode where there is dropout; without any the model stays in eval mode."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, features
 from gradientless.language.data import Encoded, EncodedRows
-from gradientless.language.surfaces.base import Prepared, Surface
+from gradientless.language.surfaces.base import Part, Prepared, Surface
 from gradientless.language.surfaces.probe import linear_probe
 from gradientless.language.surfaces.saved import NOTE, read_head, read_note, write_head, write_note
 from gradientless.language.tasks.base import Example
@@ -319,6 +319,9 @@ class HeadSurface(Surface):
         if isinstance(layers, HeadLayers):
             tensors = (layers.dense.weight, layers.dense.bias, *tensors)
         return dict(zip(layers.names, cast("tuple[nn.Parameter, ...]", tensors), strict=True))
+
+    def parts(self) -> dict[str, Part]:
+        return {"head": Part(self.shape(), self.trainable())}
 
     def train(self, mode: bool = True) -> HeadSurface:
         """Training mode for the head alone."""

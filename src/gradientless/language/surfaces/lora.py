@@ -28,6 +28,8 @@ from gradientless.language.surfaces.ladder import axes_of, family_of
 class _PeftSurface(AdapterSurface):
     """An adapter that peft puts into linear layers."""
 
+    mergeable: ClassVar[bool] = True
+
     def config(self) -> Any:
         """peft's configuration of the adapter."""
         raise AssertionError("a subclass states it")
@@ -54,6 +56,23 @@ class _PeftSurface(AdapterSurface):
         finally:
             for name, layer in layers.items():
                 swap(self.core, name, layer)  # type: ignore[arg-type]
+
+    def save_merged(self, folder: Path) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.core.modules() if isinstance(module, BaseTunerLayer)]
+        kept = [{n: t.detach().clone() for n, t in layer.get_base_layer().named_parameters()} for layer in layers]
+        for layer in layers:
+            layer.merge()
+        try:
+            with self.taken_out():
+                self.reading.save(Path(folder), self.dropout)
+        finally:
+            for layer, tensors in zip(layers, kept, strict=True):
+                layer.merged_adapters.clear()
+                with torch.no_grad():  # peft's own way back subtracts, and rounds
+                    for name, tensor in layer.get_base_layer().named_parameters():
+                        tensor.copy_(tensors[name])
 
     def save_adapter(self, folder: Path) -> None:
         self._peft[0].peft_config["default"].base_model_name_or_path = "base"

@@ -23,7 +23,7 @@ from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, batch_indices
 from gradientless.language.prompting import PromptEncoder
-from gradientless.language.surfaces.base import EncodedRows, Surface
+from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
 from gradientless.language.surfaces.head import POOLINGS
 from gradientless.language.surfaces.head import _pool as pool
@@ -265,6 +265,23 @@ class LstSurface(Surface):
         """The side network's tensors, the classifier's, and those of unfrozen layers, by `model`'s names."""
         return {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
 
+    def parts(self) -> dict[str, Part]:
+        tensors, found = self.trainable(), {}
+        for part, means in (("side", f"side network ({self._told()})"), ("head", self._pooled())):
+            own = {name: tensor for name, tensor in tensors.items() if name.startswith(part + ".")}
+            if own:
+                found[part] = Part(means, own)
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+        return found | ({"model": Part("weights of the model", own)} if own else {})
+
+    @property
+    def prompted(self) -> bool:
+        return self.encoder is not None
+
+    @property
+    def plain(self) -> str | None:
+        return "." if self.options.unfrozen else None
+
     def train(self, mode: bool = True) -> LstSurface:
         """Training mode for the side network alone, where there is dropout."""
         super().train(mode)
@@ -433,6 +450,11 @@ class LstSurface(Surface):
         assert isinstance(modules, nn.ModuleList)
         yield from list(modules)[len(modules) - self.options.unfrozen :]
 
+    def _told(self) -> str:
+        """The shape, as far as it is not the default's."""
+        told, default = asdict(self.shape), asdict(Shape())
+        return ", ".join(f"{name} {told[name]}" for name in told if name == "reduction" or told[name] != default[name])
+
     def _window(self) -> str:
         return "all layers" if self.shape.window == "all" else f"{self.shape.k} ({self.shape.window})"
 
@@ -462,12 +484,18 @@ class LstSurface(Surface):
 
     def _classified(self, states: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         assert self.model.head is not None
-        kind = self.options.pooling
         if "decoder" in self._family.towers:
             return self.model.head(states[:, 0].float())
-        if kind == "auto":
-            kind = "last" if backbone.is_decoder(self._config) else "mean"
-        return self.model.head(pool(states, tensors["attention_mask"], kind))
+        return self.model.head(pool(states, tensors["attention_mask"], self._pooling()))
+
+    def _pooled(self) -> str:
+        where = "the first state" if "decoder" in self._family.towers else f"{self._pooling()} pooling"
+        return f"linear classifier on {where}"
+
+    def _pooling(self) -> str:
+        if self.options.pooling != "auto":
+            return self.options.pooling
+        return "last" if backbone.is_decoder(self._config) else "mean"
 
 
 class KLstSurface(LstSurface):

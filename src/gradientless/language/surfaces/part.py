@@ -21,6 +21,7 @@ class BiasSurface(AdapterSurface):
     """Every bias of the model, and the head."""
 
     owner: ClassVar[str] = "bias"
+    tunes: ClassVar[str] = "model"
 
     @classmethod
     def create(cls, model: str, labels: Sequence[str], **reading: Any) -> BiasSurface:  # type: ignore[override]
@@ -46,6 +47,7 @@ class LayersSurface(AdapterSurface):
     """The tensors whose names match a pattern, and the head."""
 
     owner: ClassVar[str] = "layers"
+    tunes: ClassVar[str] = "model"
 
     @classmethod
     def create(  # type: ignore[override]

@@ -76,6 +76,14 @@ class SideLinear(nn.Module):
             return y
         return y + self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))).to(y.dtype) * self.scale
 
+    def merged(self) -> nn.Linear:
+        """A plain layer that computes what this one does."""
+        linear = self.plain()
+        if self.lora_A is not None and self.lora_B is not None:
+            branch = self.lora_B.weight.detach() @ self.lora_A.weight.detach() * self.scale
+            linear.weight = nn.Parameter((self.weight + branch).to(self.weight.dtype), requires_grad=False)
+        return linear
+
     def plain(self) -> nn.Linear:
         """The pretrained layer, sharing its memory."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
@@ -89,6 +97,7 @@ class SideLoraSurface(AdapterSurface):
     """Low-rank branches, and a backward pass through them alone. The branches are float32."""
 
     owner: ClassVar[str] = "side_lora"
+    mergeable: ClassVar[bool] = True
 
     @classmethod
     def create(  # type: ignore[override]
@@ -138,15 +147,19 @@ class SideLoraSurface(AdapterSurface):
             swap(self.core, name, SideLinear(linear, rank if name in chosen else 0, alpha / rank, generator))
 
     @contextmanager
-    def taken_out(self) -> Iterator[None]:
+    def taken_out(self, merged: bool = False) -> Iterator[None]:
         branched = {name: module for name, module in self.core.named_modules() if isinstance(module, SideLinear)}
         try:
             for name, module in branched.items():
-                swap(self.core, name, module.plain())
+                swap(self.core, name, module.merged() if merged else module.plain())
             yield
         finally:
             for name, module in branched.items():
                 swap(self.core, name, module)
+
+    def save_merged(self, folder: Path) -> None:
+        with self.taken_out(merged=True):
+            self.reading.save(Path(folder), self.dropout)
 
     def save_adapter(self, folder: Path) -> None:
         """LoRA in peft's format: `PeftModel.from_pretrained(base, folder)` opens it."""
