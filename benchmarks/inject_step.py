@@ -1,6 +1,8 @@
 """What a two-point step costs when the noise is added inside the modules, over two bare forward passes.
 
-    python benchmarks/inject_step.py                    # float32 and bfloat16, a model of SmolLM2-135M's shape
+    python benchmarks/inject_step.py                            # float32 and bfloat16, a model of SmolLM2-135M's shape
+    python benchmarks/inject_step.py --tokens 28 --piece 4      # as `gradientless train` meets short prompts on a CPU
+    python benchmarks/inject_step.py --threads 1 --clock processor                              # on a busy machine
 
 The model has random weights (30 layers, width 576, 9 heads of which 3 for keys and values, MLP 1,536, 49,152 words,
 tied head) and 16 rows of 48 tokens; the loss is the cross-entropy of the last token, or of all tokens (--logits all).
@@ -10,7 +12,9 @@ These take turns, so that a machine whose speed drifts moves them together; medi
 2. one bare forward pass of 32 rows;
 3. the two points of a step in one batch of 32 rows, rank-1 noise in every tensor, made anew in each step;
 4. the same with plain closures: two injected forward passes of 16 rows;
-5. making the noise alone.
+5. making the noise alone;
+6. a whole step of MeZO: 3, the weights' update, and all that the optimizer does around them;
+7. the update alone.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +33,7 @@ from gradientless.run.runfolder import processor
 from gradientless.search.evaluators.inject import Inject
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.noise import Noise
+from gradientless.search.optim import MeZO
 from gradientless.search.points import ALL, Direction, point
 from gradientless.search.space import Space
 
@@ -35,18 +41,21 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 class Closure:
-    """The loss of one batch, of all points in one forward pass where it can."""
+    """The loss of one batch, of all points in one forward pass where it can; `piece` rows of the batch at a time."""
 
-    def __init__(self, model: torch.nn.Module, ids: torch.Tensor, every: bool):
-        self.model, self.ids, self.every = model, ids, every
+    def __init__(self, model: torch.nn.Module, ids: torch.Tensor, every: bool, piece: int):
+        self.model, self.parts, self.every = model, ids.split(piece), every
 
-    def losses_of(self, copies: int) -> list[float]:
-        ids = self.ids.repeat(copies, 1)
-        logits = self.model(input_ids=ids, logits_to_keep=0 if self.every else 2, use_cache=False).logits[:, :-1]
-        found = []
-        for part, words in zip(logits.chunk(copies), ids[:, -logits.shape[1] :].chunk(copies), strict=True):
-            found.append(torch.nn.functional.cross_entropy(part.reshape(-1, part.shape[-1]), words.reshape(-1)))
-        return [float(loss) for loss in found]
+    def losses_of(self, copies: int, injected: Callable[[], AbstractContextManager] = nullcontext) -> list[float]:
+        found = torch.zeros(copies)
+        for part in self.parts:
+            ids = part.repeat(copies, 1)
+            with injected():
+                logits = self.model(input_ids=ids, logits_to_keep=0 if self.every else 2, use_cache=False).logits
+            for copy, (mine, words) in enumerate(zip(logits.chunk(copies), ids.chunk(copies), strict=True)):
+                mine, words = mine[:, :-1].flatten(0, 1), words[:, 1 - logits.shape[1] :].flatten()
+                found[copy] += torch.nn.functional.cross_entropy(mine, words) * len(part)
+        return found.tolist()
 
     def __call__(self) -> float:
         return self.losses_of(1)[0]
@@ -60,8 +69,7 @@ class _Runner:
         self.closure, self.injection = closure, injection
 
     def losses(self, changes: list) -> list[float]:
-        with self.injection.at(changes):
-            return self.closure.losses_of(len(changes))
+        return self.closure.losses_of(len(changes), lambda: self.injection.at(changes))
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -81,7 +89,7 @@ def measure(dtype: torch.dtype, arguments: argparse.Namespace) -> list[tuple[str
     space = Space(dict(model.named_parameters()), Noise(0, arguments.noise), rank=arguments.rank)
     injection = Injection(model, space.tensors)
     ids = torch.randint(0, 49152, (arguments.rows, arguments.tokens), device=arguments.device)
-    closure = Closure(model, ids, arguments.logits == "all")
+    closure = Closure(model, ids, arguments.logits == "all", arguments.piece or arguments.rows)
     step = 0
 
     def points() -> list:
@@ -93,12 +101,17 @@ def measure(dtype: torch.dtype, arguments: argparse.Namespace) -> list[tuple[str
 
     together = Inject(space, closure, injection)
     apart = Inject(space, closure.__call__, injection)
+    optimizer = MeZO(
+        model.named_parameters(), lr=1e-6, noise=arguments.noise, rank=arguments.rank, evaluator="inject", check=False
+    )
     ways: dict[str, Callable[[], object]] = {
         "two bare forward passes": lambda: (closure(), closure()),
         "one bare forward pass of twice the rows": lambda: closure.losses_of(2),
         "two points injected, one batch": lambda: together.losses(points()),
         "two points injected, one at a time": lambda: apart.losses(points()),
         "of which the noise's factors": lambda: space.deltas(points()),
+        "a whole step with its update": lambda: optimizer.step(closure),
+        "of which the update": lambda: space.add(point(1e-6, Direction(step, 0, ALL)), step=step),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(arguments.rounds + 1):  # the first turn compiles, watches and warms up
@@ -114,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--piece", type=int, help="rows that the model sees at a time (default: all)")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--noise", default="rademacher")
@@ -125,12 +139,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    pieces = f" in pieces of {arguments.piece} rows" if arguments.piece else ""
     lines = [
         f"Two-point step with rank-{arguments.rank} noise injected, {arguments.layers} layers of SmolLM2-135M's shape, "
-        f"{arguments.rows} x {arguments.tokens} tokens, loss of {arguments.logits} token(s); {processor()}, "
-        f"{arguments.threads} threads, {arguments.clock} time",
+        f"{arguments.rows} x {arguments.tokens} tokens{pieces}, loss of {arguments.logits} token(s); {processor()}, "
+        f"{arguments.threads} threads, {arguments.clock} time; medians of {arguments.rounds} rounds",
         "",
-        "| dtype | what | ms (median) | min | max | over two bare passes |",
+        "| dtype | what | ms | min | max | over two bare passes |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for name in arguments.dtype or ["float32", "bfloat16"]:

@@ -306,3 +306,19 @@ def test_the_compiled_rounding_into_bfloat16_is_the_reference(start, count):
     expected = reference.round_stochastically(wide, bits, torch.bfloat16)
     assert torch.equal(out.isnan(), expected.isnan())  # which of the many "no number"s it is does not matter
     assert torch.equal(out.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(1, 3, 1), (301, 577, 1), (600, 1001, 3), (90_001, 7, 2)])
+def test_the_compiled_product_is_the_one_in_torch(dtype, rows, columns, rank):
+    """Sizes within a chunk, within a thread's span, and beyond; rows that end within chunks."""
+    generator = torch.Generator().manual_seed(2)
+    left, right = torch.randn(rows, rank, generator=generator), torch.randn(columns, rank, generator=generator)
+    first = torch.randn(rows * columns, generator=generator)
+    first[-1] = math.inf
+    found = {}
+    for backend in ("torch", "numba"):
+        found[backend] = first.to(dtype, copy=True)
+        rounding = (4, 2) if dtype == torch.bfloat16 else None
+        Noise(3, backend=backend).add_product("w", found[backend], left, right, rounding)
+    assert torch.equal(found["torch"], found["numba"]) and not torch.equal(found["torch"], first.to(dtype))

@@ -423,3 +423,56 @@ def test_a_rehearsal_leaves_no_trace():
     before, stood = values(params), optimizer.space.walk_state()
     optimizer.rehearse(closure)
     assert same(values(params), before) and optimizer.space.walk_state() == stood
+
+
+def test_weights_changed_away_from_where_they_belong_are_noticed():
+    params = make_params()
+    optimizer = METHODS["two points"](params.items(), evaluator="walk")
+    optimizer.fused = True
+    train(optimizer, Bowl(params), 0, 2)
+    with torch.no_grad():
+        params["dense.weight"].mul_(0.5)
+    for use in (optimizer.settle, lambda: optimizer.step(Bowl(params))):
+        with pytest.raises(UserError, match=r"TwoPoint: parameters must not .* got 'dense.weight' .* call settle\(\)"):
+            use()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_may_be_changed_where_they_belong(fused):
+    """Between two steps, after `settle`, by a state that is loaded: nothing is counted on then."""
+    params = make_params()
+    optimizer = METHODS["two points"](params.items(), evaluator="walk")
+    optimizer.fused = fused
+    train(optimizer, Bowl(params), 0, 2)
+    optimizer.settle()
+    with torch.no_grad():
+        params["bias"].copy_(torch.ones(5))
+    optimizer.step(Bowl(params))
+    state, stood = optimizer.state_dict(), values(params)
+    train(optimizer, Bowl(params), 0, 2)
+    optimizer.load_state_dict(state)
+    with torch.no_grad():
+        for name, value in stood.items():
+            params[name].copy_(value)
+    optimizer.step(Bowl(params))
+    optimizer.rehearse(Bowl(params))
+    optimizer.step(Bowl(params))
+    optimizer.finish()
+
+
+@pytest.mark.filterwarnings("error:TwoPoint")
+@pytest.mark.parametrize("evaluator", ["walk", "snapshot"])
+def test_logged_weights_that_others_change_are_told_once(evaluator, tmp_path):
+    params = make_params()
+    optimizer = METHODS["two points"](params.items(), evaluator=evaluator, check=False)
+    optimizer.record(tmp_path / "log")
+    train(optimizer, Bowl(params), 0, 2)
+    optimizer.rehearse(Bowl(params))
+    train(optimizer, Bowl(params), 0, 1)
+    with torch.no_grad():
+        params["bias"].add_(1.0)
+    with pytest.warns(UserWarning, match="TwoPoint: parameters must not change between logged steps, got 'bias'"):
+        optimizer.step(Bowl(params))
+    with torch.no_grad():
+        params["bias"].add_(1.0)
+    train(optimizer, Bowl(params), 0, 2)

@@ -366,7 +366,7 @@ class Space:
             for term in terms:
                 candidates, at = self._cache[term]
                 for change in candidates[at]:
-                    _add(change, self.tensors[change.name])
+                    self._add(change, self.tensors[change.name])
             return
         self._passes({name: (decay.get(name, 1.0), terms) for name in self.tensors}, step)
 
@@ -410,15 +410,25 @@ class Space:
             flush()
             change = self._single(name, index, coefficient, direction, wide=half)
             if not half:
-                _add(change, self.tensors[name].detach())
+                self._add(change, self.tensors[name].detach())
+            elif change.right is not None:
+                self.noise.add_product(name, flat, change.values * change.scale, change.right, (step or 0, done))
             elif index is None:
-                for at, part in _chunks(change, self.tensors[name]):
-                    self._store(name, flat, at, flat[at : at + part.numel()].float().add_(part), step or 0, done)
+                for at in range(0, flat.numel(), _CHUNK):
+                    wide = flat[at : at + _CHUNK].float().add_(change.values.view(-1)[at : at + _CHUNK])
+                    self._store(name, flat, at, wide, step or 0, done)
             else:
                 bits = self.noise.rounding(name, step or 0, done, 0, index.numel(), flat.device)
                 flat[index] = round_stochastically(flat[index].float() + change.values, bits, flat.dtype)
             done += 1
         flush()
+
+    def _add(self, change: Delta, tensor: Tensor) -> None:
+        """Add `change` to `tensor` in place, a product UVᵀ in a fixed order and without making it."""
+        if change.right is None:
+            change.add_to(tensor)
+        else:
+            self.noise.add_product(change.name, tensor.view(-1), change.values * change.scale, change.right)
 
     def _store(self, name: str, flat: Tensor, at: int, wide: Tensor, step: int, done: int) -> None:
         self.noise.store(name, step, done, at, wide, flat[at : at + wide.numel()])
@@ -504,7 +514,7 @@ class Space:
                 continue
             index = found[name]
             index = positions if index is None else index[torch.isin(index, positions)]
-            _add(self._single(name, index, coefficient, direction), tensor)
+            self._add(self._single(name, index, coefficient, direction), tensor)
 
     def _single(
         self, name: str, index: Tensor | None, coefficient: float, direction: Direction, wide: bool = False
@@ -532,7 +542,7 @@ class Space:
                 for change in changes:
                     flat = self.tensors[change.name].view(-1)
                     saved.append((flat, change.index, flat.clone() if change.index is None else flat[change.index]))
-                    _add(change, self.tensors[change.name])
+                    self._add(change, self.tensors[change.name])
             yield
         finally:
             with torch.no_grad():
@@ -550,7 +560,7 @@ class Space:
             for buffer in self.buffer(name).values():
                 buffer.mul_(decay)
             for change in changes:
-                _add(change, self.buffers[name][change.name])
+                self._add(change, self.buffers[name][change.name])
 
     def buffer(self, name: str) -> dict[str, Tensor]:
         """The named dense buffer, made of zeros when it is new."""
@@ -581,41 +591,9 @@ class Space:
             else:
                 moved = flat.clone()
                 for change in mine:
-                    _add(change, moved.view_as(self.tensors[name]))
+                    self._add(change, moved.view_as(self.tensors[name]))
                 found.append(float(moved.double().square().sum()))
         return found
-
-
-def _add(change: Delta, tensor: Tensor) -> None:
-    """Add `change` to `tensor` in place, the product UVᵀ in a fixed order and a few rows at a time."""
-    if change.right is None:
-        change.add_to(tensor)
-        return
-    flat = tensor.view(-1)
-    for at, part in _chunks(change, tensor):
-        flat[at : at + part.numel()] += part.to(tensor.dtype)
-
-
-def _chunks(change: Delta, tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """A dense or low-rank change in parts, each with the position of its first entry."""
-    if change.right is None:
-        flat = change.values.view(-1)
-        for at in range(0, flat.numel(), _CHUNK):
-            yield at, flat[at : at + _CHUNK]
-        return
-    columns = tensor.numel() // tensor.shape[0]
-    rows = max(1, _CHUNK // columns)
-    left = change.values * change.scale
-    for at in range(0, tensor.shape[0], rows):
-        yield at * columns, _outer(left[at : at + rows], change.right).view(-1)
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """left · rightᵀ, [o, i], of [o, r] and [i, r]: every product is rounded once, then each sum, in order."""
-    total = left[:, :1] * right[:, 0]
-    for k in range(1, left.shape[1]):
-        total += left[:, k : k + 1] * right[:, k]
-    return total
 
 
 def _scale(rows: Tensor, factors: list[float]) -> None:

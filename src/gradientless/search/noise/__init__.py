@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError, unknown
-from gradientless.search.noise import cpu, reference
+from gradientless.search.noise import cpu, reference, updates
 
 DISTRIBUTIONS = (*reference.STREAMS, "sphere")
 _CHUNK = 1 << 18  # entries of which a pass holds temporary tensors
@@ -101,10 +101,40 @@ class Noise:
         """Write `wide` (float32 [count]) rounded stochastically into `out` (half precision [count], contiguous)."""
         if self._compiled(out.device) and out.dtype == torch.bfloat16:
             raw, half = wide.contiguous().numpy().view(np.uint32), out.view(torch.int16).numpy().view(np.uint16)
-            cpu.store_bfloat16(self.seed, name, step, draw, start, raw, half)
+            updates.store_bfloat16(self.seed, name, step, draw, start, raw, half)
             return
         bits = self.rounding(name, step, draw, start, wide.numel(), out.device)
         out.copy_(reference.round_stochastically(wide, bits, out.dtype))
+
+    def add_product(
+        self, name: str, flat: Tensor, left: Tensor, right: Tensor, rounding: tuple[int, int] | None = None
+    ) -> None:
+        """flat ← flat + left · rightᵀ in place, of [o, r] and [i, r]; `flat`: all o · i entries of tensor `name`.
+
+        Every product is rounded once, then each sum, in order. rounding: half precision is summed in single precision
+        and rounded stochastically by noise (step, draw); None: the product is rounded to `flat`'s dtype and added.
+        """
+        single = left.dtype == right.dtype == torch.float32
+        if self._compiled(flat.device) and single and flat.dtype == torch.float32:
+            updates.add_product(left.contiguous().numpy(), right.T.contiguous().numpy(), flat.numpy())
+            return
+        if self._compiled(flat.device) and single and flat.dtype == torch.bfloat16 and rounding is not None:
+            half = flat.view(torch.int16).numpy().view(np.uint16)
+            factors = left.contiguous().numpy(), right.T.contiguous().numpy()
+            updates.add_product_bfloat16(self.seed, name, *rounding, *factors, half)
+            return
+        columns = right.shape[0]
+        rows = max(1, _CHUNK // columns)
+        for first in range(0, left.shape[0], rows):
+            mine = left[first : first + rows]
+            total = mine[:, :1] * right[:, 0]
+            for k in range(1, left.shape[1]):
+                total += mine[:, k : k + 1] * right[:, k]
+            at, part = first * columns, flat[first * columns : first * columns + total.numel()]
+            if rounding is None:
+                part += total.view(-1).to(flat.dtype)
+            else:
+                self.store(name, *rounding, at, part.float().add_(total.view(-1)), part)
 
     def rounding(self, name: str, step: int, draw: int, start: int, count: int, device: torch.device) -> Tensor:
         """Random numbers for stochastic rounding of entries [start, start + count): int32 in [0, 2^16)."""

@@ -6,8 +6,9 @@ which would change the last bit of Gaussian values; so fast math stays off here.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numba
 import numpy as np
@@ -226,18 +227,26 @@ _CORES: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _PARALLEL_FROM = 1 << 15  # entries below which starting threads costs more than they save
 
 
+@contextlib.contextmanager
+def threads(entries: int) -> Iterator[bool]:
+    """Whether to share work on so many entries between threads, as many as torch has."""
+    count = torch.get_num_threads()
+    several = entries >= _PARALLEL_FROM and count > 1
+    if several:
+        numba.set_num_threads(min(count, _CORES))
+    yield several
+    if torch.get_num_threads() != count:  # starting numba's threads changes the number that torch uses
+        torch.set_num_threads(count)
+
+
 def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: int, out: np.ndarray) -> None:
     """Write entries [start, start + len(out)) of the noise of `name` into `out` (float32)."""
     k0, k1 = ref.key_of(seed, name)
     group = ref.GROUP[distribution]
     first, last = start // group, -(-(start + out.size) // group)
-    threads = torch.get_num_threads()
-    run = _fill_parallel if out.size >= _PARALLEL_FROM and threads > 1 else _fill_serial
-    if run is _fill_parallel:
-        numba.set_num_threads(min(threads, _CORES))
-    run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
-    if torch.get_num_threads() != threads:  # starting numba's threads changes the number that torch uses
-        torch.set_num_threads(threads)
+    with threads(out.size) as several:
+        run = _fill_parallel if several else _fill_serial
+        run(ref.STREAMS[distribution], _u32(k0), _u32(k1), step, draw, start, out, first, last)
 
 
 def fill_rows(distribution: str, seed: int, name: str, step: int, draws: np.ndarray, out: np.ndarray) -> None:
@@ -478,77 +487,8 @@ def walk(
     steps = np.array([step for _, step, _ in terms], np.int64)
     draws = np.array([draw for _, _, draw in terms], np.int64)
     factors = np.array([factor for factor, _, _ in terms], np.float32)
-    threads = torch.get_num_threads()
-    run = _walk_parallel if weights.size >= _PARALLEL_FROM and threads > 1 else _walk_serial
-    if run is _walk_parallel:
-        numba.set_num_threads(min(threads, _CORES))
     group = ref.GROUP[distribution]
     keys = _u32(k0), _u32(k1)
-    run(ref.STREAMS[distribution], group, *keys, steps, draws, factors, _f32(decay), weights, start)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
-@_compile
-def _round_lanes(raw, words, shift, out, at, place):
-    """Every eighth value from `at` + `place` on, up or down by half a word."""
-    for j in range(words.size):
-        i = at + 8 * j + place
-        value = raw[i]
-        finite = _u32(value & _u32(0x7F800000)) != _u32(0x7F800000)
-        rounded = _u32(value + _u32(_u32(words[j] >> shift) & _u32(0xFFFF)))
-        # What is not finite passes as it is; no number stays none when its lower half is cut off.
-        quiet = _u32(value | _u32(0x400000)) if _u32(value & _u32(0x7FFFFF)) != _u32(0) else value
-        out[i] = np.uint16(_u32((rounded if finite else quiet) >> _u32(16)))
-
-
-@_compile
-def _store_span(k0, k1, stream, step, draw, first, groups, raw, out, at):
-    words = np.empty((4, _GROUPS), _u32)
-    for begin in range(0, groups, _GROUPS):
-        count = min(_GROUPS, groups - begin)
-        a, b, c, d = words[0, :count], words[1, :count], words[2, :count], words[3, :count]
-        _word_lanes(k0, k1, stream, step, draw, first + begin, a, b, c, d)
-        for half in range(2):
-            shift = _u32(16 * half)
-            _round_lanes(raw, a, shift, out, at + 8 * begin, half)
-            _round_lanes(raw, b, shift, out, at + 8 * begin, 2 + half)
-            _round_lanes(raw, c, shift, out, at + 8 * begin, 4 + half)
-            _round_lanes(raw, d, shift, out, at + 8 * begin, 6 + half)
-
-
-@_compile
-def _store_serial(k0, k1, stream, step, draw, first, groups, raw, out, at):
-    _store_span(k0, k1, stream, step, draw, first, groups, raw, out, at)
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _store_parallel(k0, k1, stream, step, draw, first, groups, raw, out, at):
-    for part in numba.prange(-(-groups // _SPAN)):
-        begin = part * _SPAN
-        count = min(_SPAN, groups - begin)
-        _store_span(k0, k1, stream, step, draw, first + begin, count, raw, out, at + 8 * begin)
-
-
-def store_bfloat16(seed: int, name: str, step: int, draw: int, start: int, raw: np.ndarray, out: np.ndarray) -> None:
-    """`reference.round_stochastically` of float32 `raw` (as uint32) into bfloat16 `out` (as uint16), with the bits of
-    `rounding` for entries [start, start + len(raw))."""
-    k0, k1 = (_u32(key) for key in ref.key_of(seed, name))
-    skip = -start % 8  # entries in front of the first whole counter
-    groups = max(0, raw.size - skip) // 8
-    edges = [(0, min(skip, raw.size)), (min(skip + 8 * groups, raw.size), raw.size)]
-    for begin, end in edges:
-        if begin < end:
-            first = (start + begin) // 8
-            inside = start + begin - 8 * first
-            padded, rounded = np.zeros(8, np.uint32), np.zeros(8, np.uint16)
-            padded[inside : inside + end - begin] = raw[begin:end]
-            _store_serial(k0, k1, ref.ROUND, step, draw, first, 1, padded, rounded, 0)
-            out[begin:end] = rounded[inside : inside + end - begin]
-    threads = torch.get_num_threads()
-    run = _store_parallel if raw.size >= _PARALLEL_FROM and threads > 1 else _store_serial
-    if run is _store_parallel:
-        numba.set_num_threads(min(threads, _CORES))
-    run(k0, k1, ref.ROUND, step, draw, (start + skip) // 8, groups, raw, out, skip)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    with threads(weights.size) as several:
+        run = _walk_parallel if several else _walk_serial
+        run(ref.STREAMS[distribution], group, *keys, steps, draws, factors, _f32(decay), weights, start)

@@ -93,6 +93,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if self.walking:
             check_walkable(self.space, self.name)
         self._left = False  # whether the last step left the weights standing
+        self._said = False  # whether a change of logged parameters was told
+        self._noted: list[tuple[int, int]] | None = None  # versions of the parameters after the last write of ours
         self._torn = False  # whether a step failed on its way: its passes are in the weights but not in the log
         self._told: frozenset[str] = frozenset()  # tensors whose rows are probed alone, as logged last
         self._queue: list[Sequence[Point]] = []  # where a replayed step goes, once its record is read
@@ -172,6 +174,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 )
         for group in self.param_groups:
             self.check_group({**group, "lr": 1.0} if saved and group["lr"] == 0 else group)
+        self._noted = None  # other tensors, or a state whose weights may be loaded after it
         self._group_of = {name: group for group in self.param_groups for name in group["names"]}
         self._injection: Injection | None = None
         self.space = Space(tensors, self._noise, self.blocks(), self.rank, self.resample_every)
@@ -207,6 +210,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         time it is called within a step and must not call backward. Returns the loss that the step reports."""
         if not callable(closure):
             raise UserError(f"{self.name}: step needs a closure that returns the loss, got {type(closure).__name__}")
+        self._check_untouched()
         self.choose_evaluator(closure)
         by_hand = self._left and self.space.settled
         where = self._evaluator(closure)
@@ -217,6 +221,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             if self.walking:
                 self._torn = self._torn or self.trajectory is not None
                 self.space.settle()
+            self._note()
             raise
         loss = f32(update.loss)
         if self._ranked:  # decisions do not tell the loss; answers to `Losses` do
@@ -228,6 +233,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._commit(update)
         if not self.fused:
             self.space.settle()
+        self._note()
         return loss
 
     def _evaluator(self, closure: Callable[[], Any]) -> Evaluator:
@@ -279,6 +285,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._commit(update)
         if not self.fused:
             self.space.settle()
+        self._note()
         return loss
 
     def _converse(self, answer: Callable[[Request], Any]) -> Update:
@@ -314,7 +321,41 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def settle(self) -> None:
         """Bring the weights to where the last step's update moved them; nothing unless `fused`."""
-        self.space.settle()
+        if not self.space.settled:
+            self._check_untouched()
+            self.space.settle()
+            self._note()
+
+    # Parameters that others change ----------------------------------------------------------------------------------
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [_version(tensor) for tensor in self.space.tensors.values()]
+
+    def _note(self) -> None:
+        """What was written so far was written by us."""
+        self._noted = self._versions()
+
+    def _check_untouched(self) -> None:
+        """Parameters may be changed between steps, but not unnoticed where a log or a walk counts on them."""
+        if self._noted is None or (self.trajectory is None and self.space.settled):
+            return
+        found = self._versions()
+        if found == self._noted:
+            return
+        name = next(key for key, old, new in zip(self.space.tensors, self._noted, found, strict=True) if old != new)
+        if not self.space.settled:
+            raise UserError(
+                f"{self.name}: parameters must not change while the weights stand at a probe, got '{name}' written to "
+                "between two steps; call settle() before you change them"
+            )
+        self._note()
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"{self.name}: parameters must not change between logged steps, got '{name}' written to: unless it holds "
+                "what it held, the log no longer leads to these weights; call record again, with a new file",
+                stacklevel=4,
+            )
 
     def follow(self, header: Mapping[str, Any]) -> None:
         """Replay as the log with this header was written: walking or not, fused or not."""
@@ -397,6 +438,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """Measure what a step would measure and take nothing; selections that need measuring are drawn at random.
 
         With evaluator "walk" it holds a copy of the weights."""
+        self._check_untouched()
         self.choose_evaluator(closure)
         where = self._evaluator(closure)
         tensors = self.space.tensors.values() if self.walking else ()
@@ -416,6 +458,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 tensor.copy_(copy)
             self.space.load_walk_state(stood)
             self.space.end_step()
+            self._note()
 
     def _imagine(self, request: Request) -> Any:
         if isinstance(request, Losses):
@@ -432,6 +475,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.settle()
         self.space.add(self.pending(), step=None if self.takes_what_it_measured else self.t)
         self.space.end_step()
+        self._note()
 
     def _select(self, block: Block, closure: Any) -> Tensor:
         if block.selection == "magnitude":
@@ -628,7 +672,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """From now on, log every step to a new trajectory at `path`."""
         self._last_lr = None  # every log begins with the rates
         self.settle()
-        self._told, self._left, self._torn = frozenset(), False, False
+        self._told, self._left, self._torn, self._said, self._noted = frozenset(), False, False, False, None
         self.trajectory = Trajectory(path, {**self.header(), **(header or {})})
         return self.trajectory
 
