@@ -151,6 +151,8 @@ def _split(path: Path, rows: list[Example], classes: int, seed: int) -> tuple[li
 
 def class_balance(examples: Sequence[Example], labels: Sequence[str]) -> str:
     """For people, such as "6824 rows: negative 49.8%, positive 50.2%" (the 10 largest classes)."""
+    if not labels:
+        return f"{len(examples)} rows"
     counts = Counter(example.label for example in examples)
     shown = counts.most_common(10) if len(labels) > 10 else [(i, counts[i]) for i in range(len(labels))]
     shares = ", ".join(f"{labels[i]} {100 * n / max(1, len(examples)):.1f}%" for i, n in shown)

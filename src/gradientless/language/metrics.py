@@ -41,8 +41,16 @@ def f1(predictions: ArrayLike, gold: ArrayLike, classes: int) -> float:
     return float(np.mean(values))
 
 
-def f1_name(labels: Sequence[str]) -> str:
-    """What `f1` means for these class names, for people."""
+def accuracy_name(labels: Sequence[str], kind: str = "classification") -> str:
+    """What `accuracy` means for tasks of a kind (`tasks.base.KINDS`), for people."""
+    named = {"choice": "accuracy (any right choice)", "generation": "accuracy (exact match)"}
+    return named.get(kind, "accuracy")
+
+
+def f1_name(labels: Sequence[str], kind: str = "classification") -> str:
+    """What `f1` means for these class names and tasks of this kind, for people."""
+    if kind != "classification":
+        return f"f1 (of tokens{', of the choice' if kind == 'choice' else ''}, best over the right answers)"
     return f"f1 (binary, of '{labels[1]}')" if len(labels) == 2 else f"f1 (macro, over {len(labels)} classes)"
 
 

@@ -7,6 +7,8 @@ All that is decided about token boundaries is decided here:
   space, or by one blank where it has none.
 - A label word's tokens are those that it adds to the template's text in front of it, so that a byte-level tokenizer
   gives its " good", a Unigram one its "▁good" and a WordPiece one its "good". Case is the tokenizer's to fold.
+- A row's own choices and answers are words in the same sense, but that white space at their end stays: a line break
+  there is how an answer ends.
 - Text in front of the slot and text behind it are tokenised apart: no token spans the slot.
 - The tokenizer's own special tokens stand around the whole; nothing stands behind the slot of a causal model.
 
@@ -16,8 +18,9 @@ What is too long is cut from the row's texts, never from the prompt.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,8 +31,10 @@ from gradientless.errors import UserError, unknown
 from gradientless.language.tasks.base import SLOTS, Example, Prompt
 
 SIDES = ("right", "left")
+MAX_NEW_TOKENS = 32  # of a generated answer, where nobody says
 
 Ids = tuple[int, ...]
+Line = tuple[Ids, Ids, list[int]]  # tokens, decoder tokens, positions read
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +83,11 @@ class PromptEncoder:
     """Rows to token ids for one model and one prompt.
 
     family: "causal", "masked" or "text-to-text". labels: label names by class index; the prompt must have a word for
-    each. max_length: the most tokens of a row, the label word's included. truncation: the side on which a text is cut.
-    padding: the side on which shorter rows of a batch are filled. positions: whether position ids are given where
-    padding shifts them (a model that makes its own from the mask or the padding does without). start: what the decoder
-    of a text-to-text model begins with.
+    each. None where every row has choices or answers of its own. max_length: the most tokens of a row, those of the
+    label word, choice or answer included. truncation: the side on which a text is cut. padding: the side on which
+    shorter rows of a batch are filled. positions: whether position ids are given where padding shifts them (a model
+    that makes its own from the mask or the padding does without). start: what the decoder of a text-to-text model
+    begins with. max_new_tokens: of a generated answer. words: the label words, None without labels.
 
     Raises `UserError` for a template that does not fit the family and for label words that cannot be told apart.
     """
@@ -98,19 +104,77 @@ class PromptEncoder:
         padding: str = "right",
         positions: bool = True,
         start: int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         for what, side in (("truncation", truncation), ("padding", padding)):
             if side not in SIDES:
                 raise unknown("prompt", what, side, SIDES)
         self.tokenizer, self.prompt, self.labels, self.family = tokenizer, prompt, tuple(labels), family
         self.max_length, self.truncation, self.padding = max_length, truncation, padding
-        self._positions, self._start = positions, start
-        self._front, self._back, joint = _sides(prompt, family)
-        self.words = self._label_words(joint)
+        self._positions, self._start, self.max_new_tokens = positions, start, max_new_tokens
+        self._front, self._back, self._joint = _sides(prompt, family)
+        if prompt.words and not labels:
+            raise UserError("prompt: words must stay away where rows have choices or answers of their own, got some")
+        self.words = self._label_words() if labels else None
         self._before, self._after = self._special()
 
-    def encode(self, examples: Sequence[Example]) -> EncodedPrompts:
-        """Token ids of `examples`, cut to fit. Raises `UserError` when nothing of a text would be left."""
+    def encode(self, examples: Sequence[Example]) -> EncodedPrompts | EncodedAnswers:
+        """Token ids of `examples` for scores of their classes or choices, cut to fit.
+
+        Raises `UserError` when nothing of a text would be left.
+        """
+        if self.words is None:
+            said = [self._says(example, number, "choice") for number, example in enumerate(examples, 1)]
+            return self._with_answers(examples, said, self.prompt.score == "mean")
+        fills = max(map(len, self.words.fills))
+        fronts, backs, cut = self._fitted(examples, [fills] * len(examples))
+        return EncodedPrompts(self, fronts, backs, [example.label for example in examples], cut)
+
+    def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
+        """Token ids of `examples`, each with its right answer alone: label word, choice or first accepted answer."""
+        if self.words is not None:
+            return self._with_answers(examples, [(self.words.words[example.label],) for example in examples])
+        said = []
+        for number, example in enumerate(examples, 1):
+            right = example.label if example.choices else 0
+            said.append((self._says(example, number, "answer")[right],))
+        return self._with_answers(examples, said)
+
+    def encode_questions(self, examples: Sequence[Example]) -> EncodedAnswers:
+        """Token ids of `examples` without an answer, which the model is to write."""
+        if self.family == "masked":
+            raise UserError("prompt: a text can be written by causal and text-to-text models, got a masked one")
+        return self._with_answers(examples, [()] * len(examples))
+
+    def blank(self) -> Example:
+        """A row that says one word wherever a template has a text."""
+        fields = dict.fromkeys((*self.prompt.fields, *self.prompt.answer_fields), "a")
+        return Example("a", 0, "a", fields, () if self.words is not None else ("a",), ("a",))
+
+    def _with_answers(
+        self, examples: Sequence[Example], said: list[tuple[Ids, ...]], mean: bool = False
+    ) -> EncodedAnswers:
+        if self.family == "causal":  # the last token of an answer is read, not seen
+            more = [max(len(ids) - 1 for ids in each) if each else self.max_new_tokens for each in said]
+        else:
+            more = [max(map(len, each), default=0) for each in said]
+        fronts, backs, cut = self._fitted(examples, more)
+        if self.family == "causal" and not any(said):
+            fronts = [front + self._line_break for front in fronts]
+        return EncodedAnswers(self, fronts, backs, said, [example.label for example in examples], cut, mean)
+
+    def _says(self, example: Example, number: int, what: str) -> tuple[Ids, ...]:
+        """The tokens of a row's choices, or of its first accepted answer."""
+        if not (example.choices or (what == "answer" and example.answers)):
+            raise UserError(f"prompt: every row must have {what}s of its own, got none in row {number}")
+        said = self.prompt.says(example)
+        if self.family != "text-to-text" or example.choices:
+            return tuple(self._added(said, what))
+        # There an answer ends with the end of the text.
+        return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._added([text.rstrip() for text in said], what))
+
+    def _fitted(self, examples: Sequence[Example], more: Sequence[int]) -> tuple[list[Ids], list[Ids], int]:
+        """Tokens in front of the slot and behind it, and how many rows were cut; more: tokens at each row's slot."""
         if not examples:
             raise UserError("data: a split must have at least one row, got none")
         for number, example in enumerate(examples, 1):
@@ -119,17 +183,42 @@ class PromptEncoder:
         rows = [{name: example.value(name) for name in self.prompt.fields} for example in examples]
         fronts = self._ids([_render(self._front, row) for row in rows])
         backs: list[Ids] = self._ids([_render(self._back, row) for row in rows]) if self._back else [()] * len(rows)
-        room = self.max_length - max(map(len, self.words.fills)) - len(self._before) - len(self._after)
-        if self.family == "text-to-text":
-            room += max(map(len, self.words.fills))  # the word stands in the decoder
         cut = 0
         for i, row in enumerate(rows):
+            room = self.max_length - len(self._before) - len(self._after)
+            if self.family != "text-to-text":  # where the answer stands in the decoder
+                room -= more[i]
             if len(fronts[i]) + len(backs[i]) > room:
                 fronts[i], backs[i] = self._cut(row, room, i + 1)
                 cut += 1
-        fronts = [self._before + front for front in fronts]
-        backs = [back + self._after for back in backs]
-        return EncodedPrompts(self, fronts, backs, [example.label for example in examples], cut)
+        return [self._before + front for front in fronts], [back + self._after for back in backs], cut
+
+    @cached_property
+    def _line_break(self) -> Ids:
+        """A line break in front of the slot, which is not left to the model to write: it would end the answer."""
+        gap = self._gap(self.prompt.answer)
+        if "\n" not in gap:
+            return ()
+        front, whole = self._ids([self._context, self._context + gap])
+        return whole[len(front) :]
+
+    @cached_property
+    def stops(self) -> Tensor:
+        """The tokens with which a written answer ends: those that hold a line break, and the tokenizer's end."""
+        names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        spellings = ("\n", "Ċ", "<0x0A>")  # plain, byte-level, and as a byte that has no piece
+        likely = [i for i, name in enumerate(names) if name is not None and any(each in name for each in spellings)]
+        found = {i for i in likely if "\n" in self.tokenizer.decode([i])} | {self.tokenizer.eos_token_id}
+        return torch.tensor(sorted(i for i in found if i is not None), dtype=torch.int64)
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """What was written, up to the first line break and without white space around it. ids: [B, N]."""
+        ends, found = set(self.stops.tolist()), []
+        for row in ids.tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+            found.append(text.partition("\n")[0].strip())
+        return found
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
         return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
@@ -143,12 +232,12 @@ class PromptEncoder:
                 return whole[:at], () if self.family == "causal" else whole[at + len(plain) :]
         raise UserError("prompt: the tokenizer must put its special tokens around a text, got something else")
 
-    def _label_words(self, joint: str | None) -> LabelWords:
+    def _label_words(self) -> LabelWords:
         absent = [label for label in self.labels if label not in self.prompt.words]
         if absent:
             known = ", ".join(self.prompt.words)
             raise UserError(f"prompt: words must name every label, got none for '{absent[0]}' (known: {known})")
-        words = [self._word(self.prompt.words[label], joint) for label in self.labels]
+        words = self._added([self.prompt.words[label].rstrip() for label in self.labels], "label word")
         for i, word in enumerate(words):
             if word in words[:i]:
                 first, second = (self.prompt.words[self.labels[j]] for j in (words.index(word), i))
@@ -167,26 +256,35 @@ class PromptEncoder:
             words, fills, [next(i for i, f in enumerate(fills) if f[: len(w) - 1] == w[:-1]) for w in words], mean
         )
 
-    def _word(self, word: str, joint: str | None) -> Ids:
-        """The tokens that `word` adds to the text in front of it."""
-        bare = word.strip()
+    @property
+    def _context(self) -> str:
+        """The template's text in front of the slot; a row's text, where there is none of its own."""
         if self.family == "text-to-text":
-            context, gap = "", ""
-        else:
-            # Where the template has no text of its own in front of the slot, a row's text stands there.
-            context = self._front[-1][0] or ("a" if len(self._front) > 1 else "")
-            own = word[: len(word) - len(word.lstrip())]
-            gap = own or (joint if joint is not None else " ")
-        front, whole = self._ids([context, context + gap + bare])
-        ids = whole[len(front) :]
-        unknown_id = self.tokenizer.unk_token_id
-        if whole[: len(front)] != front:
-            raise UserError(
-                f"prompt: the label word {word!r} must be tokens of its own, got one with {context[-20:]!r}"
-            )
-        if not ids or unknown_id in ids:
-            raise UserError(f"prompt: the label word {word!r} must map to known tokens, got none")
-        return ids
+            return ""
+        return self._front[-1][0] or ("a" if len(self._front) > 1 else "")
+
+    def _gap(self, said: str) -> str:
+        """The white space between the template and what is said at the slot."""
+        if self.family == "text-to-text":
+            return ""
+        own = said[: len(said) - len(said.lstrip())]
+        return own or (self._joint if self._joint is not None else " ")
+
+    def _added(self, said: Sequence[str], what: str) -> list[Ids]:
+        """The tokens that each of `said` adds to the text in front of it."""
+        context = self._context
+        front, *wholes = self._ids([context, *(context + self._gap(text) + text.lstrip() for text in said)])
+        found = []
+        for text, whole in zip(said, wholes, strict=True):
+            ids = whole[len(front) :]
+            if whole[: len(front)] != front:
+                raise UserError(
+                    f"prompt: the {what} {text!r} must be tokens of its own, got one with {context[-20:]!r}"
+                )
+            if not ids or (what == "label word" and self.tokenizer.unk_token_id in ids):
+                raise UserError(f"prompt: the {what} {text!r} must map to known tokens, got none")
+            found.append(ids)
+        return found
 
     def _cut(self, row: Mapping[str, str], room: int, number: int) -> tuple[Ids, Ids]:
         """Front and back of a row whose texts are cut until they fit into `room` tokens."""
@@ -218,22 +316,60 @@ class PromptEncoder:
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [(begin, end) for begin, end in coded["offset_mapping"] if end > begin]
 
-    def rows(self, front: Ids, back: Ids) -> list[tuple[Ids, Ids, list[int]]]:
-        """(tokens, decoder tokens, positions read) of one row of data: one for each of the fills."""
-        found: list[tuple[Ids, Ids, list[int]]] = []
-        for fill in self.words.fills:
-            if self.family == "text-to-text":
-                assert self._start is not None
-                found.append((front + back, (self._start, *fill), list(range(len(fill) + 1))))
-            elif self.family == "masked":
-                found.append((front + fill + back, (), list(range(len(front), len(front) + len(fill)))))
-            else:
-                found.append((front + fill, (), list(range(len(front) - 1, len(front) + len(fill)))))
-        return found
+    def rows(self, front: Ids, back: Ids) -> list[Line]:
+        """One row of data as rows of tokens: one for each of the fills."""
+        assert self.words is not None
+        return [self._line(front, back, fill, len(fill) + 1) for fill in self.words.fills]
 
-    @property
-    def given_positions(self) -> bool:
-        return self._positions and self.padding == "left" and self.family != "text-to-text"
+    def line(self, front: Ids, back: Ids, answer: Ids) -> Line:
+        """One row of data with one answer, read at as many positions as it has tokens (none to read: a question)."""
+        fill = (self.tokenizer.mask_token_id,) * len(answer) if self.family == "masked" else answer[:-1]
+        return self._line(front, back, fill, len(answer))
+
+    def _line(self, front: Ids, back: Ids, fill: Ids, reads: int) -> Line:
+        """reads: positions that are read, where they are not those of masks."""
+        if self.family == "text-to-text":
+            assert self._start is not None
+            return front + back, (self._start, *fill), list(range(reads))
+        if self.family == "masked":
+            return front + fill + back, (), list(range(len(front), len(front) + len(fill)))
+        return front + fill, (), list(range(len(front) - 1, len(front) - 1 + reads))
+
+    def batch(self, rows: Sequence[Line], slots: int, padding: str | None = None) -> dict[str, np.ndarray]:
+        """Rows of tokens as arrays; see `EncodedPrompts.batch`. slots: K. padding: another side than the encoder's."""
+        padding = padding or self.padding
+        width = max(len(ids) for ids, _, _ in rows)
+        pad = int(self.tokenizer.pad_token_id or 0)
+        ids = np.full((len(rows), width), pad, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        read = np.zeros((len(rows), slots), dtype=np.int64)
+        for at, (tokens, _, places) in enumerate(rows):
+            begin = width - len(tokens) if padding == "left" else 0
+            ids[at, begin : begin + len(tokens)] = tokens
+            mask[at, begin : begin + len(tokens)] = 1
+            shift = 0 if self.family == "text-to-text" else begin
+            if places:
+                read[at] = [shift + p for p in (*places, *[places[-1]] * (slots - len(places)))]
+        batch = {"input_ids": ids, "attention_mask": mask} | ({"slots": read} if slots else {})
+        if self._positions and padding == "left" and self.family != "text-to-text":
+            batch["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
+        if self.family == "text-to-text":
+            decoder = np.full((len(rows), max(len(tokens) for _, tokens, _ in rows)), pad, dtype=np.int64)
+            for at, (_, tokens, _) in enumerate(rows):
+                decoder[at, : len(tokens)] = tokens
+            batch["decoder_input_ids"] = decoder
+        return batch
+
+    def digest(self, fronts: Iterable[np.ndarray], backs: Iterable[np.ndarray], labels: Tensor, *more: object) -> str:
+        """sha256 of all that batches depend on, in hex. more: what there is beside prompts and labels."""
+        words = None if self.words is None else (self.words.words, self.words.fills)
+        stated = (self.max_length, len(labels), self.family, words, self.padding, *more)
+        digest = hashlib.sha256("\0".join(map(str, stated)).encode())
+        for part in (list(fronts), list(backs)):
+            digest.update(np.array([len(ids) for ids in part], dtype=np.int64).tobytes())
+            digest.update(np.concatenate(part).tobytes())
+        digest.update(labels.numpy().tobytes())
+        return digest.hexdigest()
 
 
 class EncodedPrompts:
@@ -250,9 +386,11 @@ class EncodedPrompts:
         self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
         self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]
         self.labels: Tensor = torch.tensor(labels, dtype=torch.int64)
+        assert encoder.words is not None
+        self._slots = encoder.words.slots
         more = 0 if encoder.family == "text-to-text" else max(map(len, encoder.words.fills))
         self.lengths = np.array([len(f) + len(b) + more for f, b in zip(fronts, backs, strict=True)], dtype=np.int64)
-        self.fingerprint = self._digest()
+        self.fingerprint = encoder.digest(self._fronts, self._backs, self.labels)
 
     def __len__(self) -> int:
         return len(self._fronts)
@@ -264,40 +402,72 @@ class EncodedPrompts:
         text-to-text model; the last is repeated where a row has fewer). position_ids [R, T] where padding is at the
         left, decoder_input_ids [R, D] for a text-to-text model.
         """
-        encoder = self._encoder
-        rows = []
+        rows: list[Line] = []
         for i in indices:
-            rows += encoder.rows(tuple(self._fronts[int(i)].tolist()), tuple(self._backs[int(i)].tolist()))
-        width = max(len(ids) for ids, _, _ in rows)
-        pad = int(encoder.tokenizer.pad_token_id or 0)
-        ids = np.full((len(rows), width), pad, dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        slots = np.zeros((len(rows), encoder.words.slots), dtype=np.int64)
-        for at, (tokens, _, read) in enumerate(rows):
-            begin = width - len(tokens) if encoder.padding == "left" else 0
-            ids[at, begin : begin + len(tokens)] = tokens
-            mask[at, begin : begin + len(tokens)] = 1
-            shift = 0 if encoder.family == "text-to-text" else begin
-            slots[at] = [shift + p for p in (*read, *[read[-1]] * (encoder.words.slots - len(read)))]
-        batch = {"input_ids": ids, "attention_mask": mask, "slots": slots}
-        if encoder.given_positions:
-            batch["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
-        if encoder.family == "text-to-text":
-            decoder = np.full((len(rows), max(len(tokens) for _, tokens, _ in rows)), pad, dtype=np.int64)
-            for at, (_, tokens, _) in enumerate(rows):
-                decoder[at, : len(tokens)] = tokens
-            batch["decoder_input_ids"] = decoder
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+            rows += self._encoder.rows(tuple(self._fronts[int(i)].tolist()), tuple(self._backs[int(i)].tolist()))
+        return {name: torch.from_numpy(values) for name, values in self._encoder.batch(rows, self._slots).items()}
 
-    def _digest(self) -> str:
-        encoder = self._encoder
-        stated = (self.max_length, len(self), encoder.family, encoder.words.words, encoder.words.fills, encoder.padding)
-        digest = hashlib.sha256("\0".join(map(str, stated)).encode())
-        for part in (self._fronts, self._backs):
-            digest.update(np.array([len(ids) for ids in part], dtype=np.int64).tobytes())
-            digest.update(np.concatenate(part).tobytes())
-        digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
+
+class EncodedAnswers:
+    """Prompts of one split whose rows have choices or an answer of their own, or none yet: also `data.Encoded`'s.
+
+    labels: int64 [N], the right choice. lengths: int64 [N], tokens of each row with its longest answer. tokens: int64
+    [N], those of the first answer. lines: int64 [N], rows of tokens that each row of data becomes. cut, fingerprint: as
+    of `EncodedPrompts`.
+    """
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        fronts: list[Ids],
+        backs: list[Ids],
+        answers: list[tuple[Ids, ...]],
+        labels: list[int],
+        cut: int,
+        mean: bool,
+    ) -> None:
+        self._encoder, self._answers, self.cut, self._mean = encoder, answers, cut, mean
+        self.max_length = encoder.max_length
+        self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
+        self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.tokens = torch.tensor([len(each[0]) if each else 0 for each in answers], dtype=torch.int64)
+        self.lines = np.array([max(1, len(each)) for each in answers], dtype=np.int64)
+        self.lengths = np.array(
+            [len(f) + len(b) + max(map(len, a), default=0) for f, b, a in zip(fronts, backs, answers, strict=True)],
+            dtype=np.int64,
+        )
+        self.fingerprint = encoder.digest(self._fronts, self._backs, self.labels, answers, mean)
+
+    def __len__(self) -> int:
+        return len(self._fronts)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Rows `indices` ([B]), each as one row of tokens for each answer, in all R, padded to the longest.
+
+        As of `EncodedPrompts`, with slots [R, K] where an answer's tokens are read; targets: int64 [R, K], its tokens;
+        weights: float32 [R, K], 1 for each (or their share of the mean), 0 beyond the last. chosen: bool [B, C], which
+        of its columns (those of the row with the most choices in the split) stand for the rows of tokens, in their
+        order. Questions without an answer have none of these, and are padded at the left for a causal model.
+        """
+        encoder, rows, answers = self._encoder, [], []
+        for i in indices:
+            front, back = tuple(self._fronts[int(i)].tolist()), tuple(self._backs[int(i)].tolist())
+            for answer in self._answers[int(i)] or ((),):
+                rows.append(encoder.line(front, back, answer))
+                answers.append(answer)
+        if not any(answers):
+            made = encoder.batch(rows, 0, "left" if encoder.family == "causal" else None)
+            return {name: torch.from_numpy(values) for name, values in made.items()}
+        longest = max(map(len, answers))
+        targets = np.zeros((len(rows), longest), dtype=np.int64)
+        weights = np.zeros((len(rows), longest), dtype=np.float32)
+        for at, answer in enumerate(answers):
+            targets[at, : len(answer)] = answer
+            weights[at, : len(answer)] = 1 / len(answer) if self._mean else 1.0
+        chosen = np.arange(self.lines.max()) < self.lines[np.asarray(indices, dtype=np.int64)][:, None]
+        made = encoder.batch(rows, longest) | {"targets": targets, "weights": weights, "chosen": chosen}
+        return {name: torch.from_numpy(values) for name, values in made.items()}
 
 
 Pieces = tuple[tuple[str, "str | None"], ...]

@@ -1,4 +1,4 @@
-"""What a language model says about label words, computed where it is asked and nowhere else.
+"""What a language model says about label words, choices and answers, computed where it is asked and nowhere else.
 
 The model's own forward runs as it is, with two cuts: its body's states are kept at the positions that are read, and its
 output layer gives the rows of the tokens that are read. So models keep whatever their library puts between the two.
@@ -18,19 +18,25 @@ from gradientless.language.prompting import LabelWords
 
 
 def scores(
-    model: nn.Module, inputs: dict[str, Tensor], words: LabelWords, whole: bool = False, normalised: bool = False
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    words: LabelWords | None,
+    whole: bool = False,
+    normalised: bool = False,
 ) -> Tensor:
-    """Score of every label word: float32 [B, C], differentiable in the model's weights.
+    """Score of every label word or choice: float32 [B, C], differentiable in the model's weights.
 
-    inputs: of `EncodedPrompts.batch`, on the model's device. Words of one token each are scored by their logits, whose
-    differences are those of the log-probabilities; else by the sum (or mean) of their tokens' log-probabilities.
-    whole: compute logits at all positions and of the full vocabulary, as the library does. normalised: give words of
-    one token their log-probability too, which costs the logits of the full vocabulary.
+    inputs: of `EncodedPrompts.batch` or `EncodedAnswers.batch`, on the model's device. Words of one token each are
+    scored by their logits, whose differences are those of the log-probabilities; else, as choices are, by the sum (or
+    mean) of their tokens' log-probabilities. A choice that its row does not have scores -inf. whole: compute logits at
+    all positions and of the full vocabulary, as the library does. normalised: give words of one token their
+    log-probability too, which costs the logits of the full vocabulary.
     """
+    if "targets" in inputs:
+        return _of_answers(model, inputs, whole)
+    assert words is not None
     slots, tokens = inputs["slots"], words.tokens.to(inputs["slots"].device)
-    options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name != "slots"}
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        options["use_cache"] = False
+    options = _options(model, inputs)
     with contextlib.ExitStack() as stack:
         met = [] if whole else stack.enter_context(_states_at(slots, model.get_decoder()))  # type: ignore[operator]
         narrow = (
@@ -45,6 +51,77 @@ def scores(
     values = values.unflatten(0, (-1, len(words.fills)))  # [B, fills, K, M]
     read = values[:, words.fill.to(slots.device), words.slot.to(slots.device), words.token.to(slots.device)]
     return (read * words.weight.to(slots.device)).sum(dim=-1)
+
+
+def _of_answers(model: nn.Module, inputs: dict[str, Tensor], whole: bool) -> Tensor:
+    """[B, C] sums of the weighted log-probabilities of each answer's tokens."""
+    slots = inputs["slots"]
+    with contextlib.ExitStack() as stack:
+        met = [] if whole else stack.enter_context(_states_at(slots, model.get_decoder()))  # type: ignore[operator]
+        logits = model(**_options(model, inputs)).logits
+    if not met:
+        logits = logits[torch.arange(len(slots), device=slots.device).unsqueeze(1), slots]
+    # A row at a time, in single precision: the vocabulary is wide.
+    found = torch.stack([_log_probabilities(*each) for each in zip(logits, inputs["targets"], strict=True)])
+    sums = (found * inputs["weights"]).sum(dim=-1)
+    chosen = inputs["chosen"]
+    return sums.new_full(chosen.shape, -torch.inf).masked_scatter(chosen, sums)
+
+
+def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits: [K, V]. targets: int64 [K]. Returns float32 [K]."""
+    logits = logits.float()
+    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+READ = ("slots", "targets", "weights", "chosen")  # what says where and what to read is not the model's to see
+
+
+def _options(model: nn.Module, inputs: dict[str, Tensor], cached: bool = False) -> dict[str, Any]:
+    options: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name not in READ}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        options["use_cache"] = cached
+    return options
+
+
+@torch.no_grad()
+def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: int) -> Tensor:
+    """What the model writes, greedily, behind each row: int64 [B, N], N <= limit.
+
+    inputs: of `EncodedAnswers.batch` without answers. A row ends with the first of `stops`; what stands behind it means
+    nothing. Keys and values of what was read are kept, so that every further token costs one position.
+    """
+    stops = stops.to(inputs["input_ids"].device)
+    options, last = _options(model, inputs, cached=True), inputs["input_ids"].shape[1] - 1
+    reader = contextlib.nullcontext([])
+    if "decoder_input_ids" not in inputs:
+        at = torch.full_like(inputs["input_ids"][:, :1], last)
+        reader = _states_at(at, model.get_decoder())  # type: ignore[operator,assignment]
+    with reader:
+        out = model(**options)
+    tokens: list[Tensor] = []
+    ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=stops.device)
+    while True:
+        token = out.logits[:, -1].float().argmax(dim=-1)
+        tokens.append(token)
+        ended |= torch.isin(token, stops)
+        if len(tokens) == limit or bool(ended.all()):
+            return torch.stack(tokens, dim=1)
+        options = _next(options, out, token.unsqueeze(1))
+        out = model(**options)
+
+
+def _next(options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
+    """The model's arguments for one further token [B, 1] of each row."""
+    options = options | {"past_key_values": out.past_key_values}
+    if "decoder_input_ids" in options:
+        options.pop("input_ids", None)
+        return options | {"decoder_input_ids": token, "encoder_outputs": (out.encoder_last_hidden_state,)}
+    mask = options["attention_mask"]
+    options |= {"input_ids": token, "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)}
+    if "position_ids" in options:
+        options["position_ids"] = options["position_ids"][:, -1:] + 1
+    return options
 
 
 def _output_layer(model: nn.Module) -> nn.Module:

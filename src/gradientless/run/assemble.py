@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from gradientless.language import backbone, features
 from gradientless.language.data import batch_indices
 from gradientless.language.surfaces import SURFACES, Surface, options_of
 from gradientless.language.surfaces.base import EncodedRows
-from gradientless.language.tasks import Prompt, find_task
+from gradientless.language.tasks import Example, Prompt, find_task
 from gradientless.run.config import (
     OptimizerConfig,
     RunConfig,
@@ -29,7 +29,7 @@ from gradientless.run.config import (
 )
 from gradientless.run.evaluation import logits_of
 from gradientless.run.layers import shown
-from gradientless.run.losses import loss_named
+from gradientless.run.losses import LOSSES, ROWS, Loss
 from gradientless.run.memory import batch_that_fits, is_out_of_memory
 from gradientless.run.objective import Objective
 from gradientless.search.noise import Noise
@@ -46,6 +46,12 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
     config.model, where the same model lies elsewhere."""
     kind, model = SURFACES[config.surface.name], config.model if model is None else model
     known = options_of(kind)
+    if config.kind != "classification" and ("readout" not in known or config.surface.readout == "head"):
+        have = ", ".join(name for name, other in sorted(SURFACES.items()) if "readout" in options_of(other))
+        raise UserError(
+            f"surface: must read a prompt for a task of kind {config.kind} ({have}), got '{config.surface.name}'"
+            + (" with readout 'head'" if "readout" in known else "")
+        )
     options = config.surface.model_dump(exclude={"name", "recompute"}, exclude_none=True)
     if options.get("start") == "previous":  # which is taken up once the surface stands
         del options["start"]
@@ -82,7 +88,8 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
 def prompt_of(config: RunConfig, model: str) -> Prompt | None:
     """The prompt by which the model is read: the configuration's own, or the task's for the model's family."""
     own, family = config.prompt, backbone.family(backbone.load_config(model))
-    wanted = config.surface.readout == "prompt" or own.text is not None or bool(own.words)
+    classes = config.kind == "classification"
+    wanted = not classes or config.surface.readout == "prompt" or own.text is not None or bool(own.words)
     if config.surface.readout == "head" or (family == "masked" and not wanted):
         return None
     tasks = find_task(config.task).prompts if config.task is not None else {}
@@ -93,10 +100,11 @@ def prompt_of(config: RunConfig, model: str) -> Prompt | None:
     base = tasks.get(family)
     text = own.text if own.text is not None else base.text  # type: ignore[union-attr]
     words = own.words or (base.words if base is not None else {})
-    if not words:
+    if classes and not words:
         raise UserError("prompt.words: must name a word for every label, got none")
     score = own.score or (base.score if base is not None and own.text is None else "sum")
-    return Prompt(text, words, score)
+    answer = own.answer or (base.answer if base is not None else "{answer}")
+    return Prompt(text, words, score, answer)
 
 
 def base_checksum(surface: Surface) -> str:
@@ -167,13 +175,23 @@ def make_rates(config: RunConfig, optimizer: torch.optim.Optimizer, surface: Sur
 class Rows:
     """One split as the surface takes it: features computed once, or tokens when they are to be computed each step.
 
-    micro_batch_size: rows that the body (and a session) sees at a time.
+    encoded: as the loss of the configuration reads it. Without `loss`, for the scores of `logits` alone.
     """
 
-    def __init__(self, surface: Surface, encoded: EncodedRows, config: RunConfig, title: str):
-        self.surface, self.encoded, self._config = surface, encoded, config
-        self.labels = encoded.labels.to(surface.device)
-        self._loss = loss_named(config.loss)
+    def __init__(
+        self, surface: Surface, examples: Sequence[Example], config: RunConfig, title: str, loss: Loss | None = None
+    ):
+        self.surface, self._config = surface, config
+        self.loss = LOSSES["cross-entropy"] if loss is None else loss
+        self._examples, self._tokens = examples, None
+        if self.loss.reads == "answers":
+            answers = surface.encode_answers(examples)
+            self._tokens, encoded = answers.tokens.to(surface.device), cast(EncodedRows, answers)
+        elif self.loss.reads == "texts":
+            encoded = cast(EncodedRows, surface.encode_questions(examples))
+        else:
+            encoded = surface.encode(examples)
+        self.encoded, self.labels = encoded, encoded.labels.to(surface.device)
         self.features: np.ndarray | None = None
         if surface.cacheable and not config.surface.recompute:
             size = config.micro_batch_size or min(config.batch_size, 64)
@@ -202,11 +220,18 @@ class Rows:
         """The loss on the batch of `step`."""
         config = self._config
         pieces = self._pieces(self.batch(step))
-        parts = [(self.surface.prepare(self.part(piece)), self.labels[torch.from_numpy(piece)]) for piece in pieces]
+        parts = [(self.surface.prepare(self.part(piece)), self.expected(piece)) for piece in pieces]
         generator = None
         if self.surface.training and self.surface.dropout > 0:
             generator = torch.Generator(self.surface.device).manual_seed((config.seed << 32 | step) % 2**63)
-        return Objective(self.surface, parts, noise, self._loss, generator, say)
+        return Objective(self.surface, parts, noise, self.loss, generator, say)
+
+    def expected(self, rows: np.ndarray) -> Any:
+        """What the loss expects of `rows`; see `Loss.against`."""
+        if self.loss.against == ROWS:
+            return [self._examples[int(row)] for row in rows]
+        values = self.labels if self._tokens is None else self._tokens
+        return values[torch.from_numpy(rows).to(values.device)]
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """The rows of a step in pieces that the model sees at a time; tokens are sorted by length: little padding."""

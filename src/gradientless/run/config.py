@@ -135,10 +135,18 @@ def _check_activation(activation: str) -> str:
 
 
 def _check_loss(loss: str) -> str:
-    from gradientless.run.losses import loss_named
+    from gradientless.run.losses import check_loss
 
-    loss_named(loss)
+    check_loss(loss)
     return loss
+
+
+def _check_reward(reward: str | None) -> str | None:
+    if reward is not None:
+        if not is_own(reward):
+            raise UserError(f"reward: must be 'module:function' or 'file.py:function', got '{reward}'")
+        own("reward", reward, "function")
+    return reward
 
 
 def _check_device(device: str) -> str:
@@ -273,6 +281,8 @@ class SurfaceConfig(_Section):
     as real tokens are ("real"), or random. Of a later stage: as the stage before left it ("previous")."""
     truncation: Literal["right", "left"] = "right"
     """The side on which a prompt's text is cut when it is too long."""
+    max_new_tokens: Count | None = None
+    """Of an answer that the model writes; 32 by default."""
     activation: Annotated[str, AfterValidator(_check_activation)] = "auto"
     """"relu", "tanh", "gelu"; "auto" is the library head's own, and relu for the two-layer head."""
     recompute: bool = False
@@ -306,8 +316,10 @@ class PromptConfig(_Section):
     words: dict[str, str] = {}
     """Label -> label word."""
     score: Literal["sum", "mean"] | None = None
-    """Of a label word of several tokens: the sum of their log-probabilities, or the mean; as the task has it, or the
-    sum, by default."""
+    """Of a label word or choice of several tokens: the sum of their log-probabilities, or the mean; as the task has it,
+    or the sum, by default."""
+    answer: str | None = None
+    """How a choice or an answer is said, with {answer}; as the task has it by default."""
 
 
 class ScheduleConfig(_Section):
@@ -385,7 +397,11 @@ class RunConfig(_Section):
     checkpoint_every: Count = 1000
     log_every: Count = 100
     loss: Annotated[str, AfterValidator(_check_loss)] = "cross-entropy"
-    """What is minimised: "cross-entropy", "accuracy" or "f1" (their lack), or your own "file.py:function"."""
+    """What is minimised: "cross-entropy" over classes or choices; "lm", the mean negative log-likelihood of the right
+    answer's tokens (the default for choices and generation); "accuracy", "f1", "exact-match" or "token-f1" (their
+    lack); "reward"; or your own "file.py:function" of scores and labels."""
+    reward: Annotated[str | None, AfterValidator(_check_reward)] = None
+    """Your own "module:function" of predicted texts and rows, maximised in place of a loss."""
     seed: Seed = 42
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -420,6 +436,8 @@ class RunConfig(_Section):
             values["task"] = DEFAULT_TASK
         if values.get("steps") is None and values.get("forward_passes") is None:
             values["steps"] = DEFAULT_STEPS
+        if values.get("loss") is None:
+            values["loss"] = _default_loss(values)
         options = _options_of_sections(values)
         try:
             config = handler(values)
@@ -452,11 +470,22 @@ class RunConfig(_Section):
             if schedule is not None and self.steps is not None and schedule.warmup >= self.steps
         ]
 
+    @property
+    def kind(self) -> str:
+        """Of the task: "classification", "choice" or "generation"."""
+        return _kind_of_task(self.task)
+
     def _loss_lines(self) -> list[str]:
-        from gradientless.run.losses import loss_named
+        from gradientless.run.losses import REWARD, loss_of
         from gradientless.search.optim import FIRST_ORDER
 
-        if self.optimizer.name not in FIRST_ORDER or loss_named(self.loss).differentiable:
+        if self.reward is not None and self.loss != REWARD:
+            return [f"reward: must stand alone, got loss '{self.loss}' too"]
+        try:
+            loss = loss_of(self.loss, self.reward, self.kind)
+        except UserError as error:
+            return [str(error)]
+        if self.optimizer.name not in FIRST_ORDER or loss.differentiable:
             return []
         return [f"loss: must be differentiable for {self.optimizer.name}, got '{self.loss}'; use a forward optimizer"]
 
@@ -551,6 +580,23 @@ def _plain(section: Any) -> dict[str, Any]:
     if isinstance(section, BaseModel):
         return section.model_dump()
     return dict(section) if isinstance(section, Mapping) else {}
+
+
+def _kind_of_task(name: str | None) -> str:
+    from gradientless.language.tasks import find_task
+
+    return "classification" if name is None else find_task(name).kind
+
+
+def _default_loss(values: Mapping[str, Any]) -> str:
+    from gradientless.run.losses import DEFAULTS, REWARD
+
+    if values.get("reward") is not None:
+        return REWARD
+    try:
+        return DEFAULTS[_kind_of_task(values.get("task"))]
+    except (UserError, AttributeError):  # not a task: the field's own check says so
+        return DEFAULTS["classification"]
 
 
 def _options_of_sections(values: Mapping[str, Any]) -> list[str]:

@@ -508,11 +508,12 @@ def diagnose_run(config: RunConfig, say: Say | None = None, **options: Any) -> D
     if config.stages:
         raise UserError("stages: must not stand in a recipe to diagnose, got a run of several stages")
     device = pick_device(config.device)
+    if config.kind == "generation":
+        raise UserError(f"diagnose: the task must have classes or choices, got '{config.task}'")
     splits = load_splits(config)
     surface = make_surface(config, splits.labels, device)
     surface.eval()
-    encoded = surface.encode(splits.train)
-    rows = Rows(surface, encoded, config, "features: train")
+    rows = Rows(surface, splits.train, config, "features: train")
     batch = rows.batch(0)
     prepared, labels = surface.prepare(rows.part(batch)), rows.labels[torch.from_numpy(batch).to(rows.labels.device)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.data import load_table
-from gradientless.language.metrics import METRICS
+from gradientless.language.metrics import METRICS, TEXT_METRICS
+from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
-from gradientless.language.tasks import Splits, find_task
+from gradientless.language.tasks import Example, Splits, find_task
+from gradientless.run.losses import chosen
 from gradientless.run.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -45,10 +48,7 @@ def _all_rows(config: RunConfig, seed: int) -> Splits:
     data = config.data
     path = None if data.path is None else Path(data.path).expanduser()
     if config.task is not None:
-        task = find_task(config.task)
-        if task.kind != "classification":
-            raise UserError(f"task: must be a classification task so far, got '{config.task}', which is {task.kind}")
-        return task.load(path)
+        return find_task(config.task).load(path)
     if path is None:
         raise UserError("data.path: must be given where no task is, got nothing")
     validation = None if data.validation is None else Path(data.validation).expanduser()
@@ -91,13 +91,62 @@ def pick_device(device: str) -> str:
 def logits_of(surface: Surface, encoded: EncodedRows, batch_size: int = 64) -> Tensor:
     """Logits of every row of `encoded`, in its order: float32 [N, C] on the CPU."""
     parts, order = [], np.argsort(encoded.lengths, kind="stable")  # rows of one length share a batch: little padding
-    for start in range(0, len(order), batch_size):
-        prepared = surface.prepare(encoded.batch(order[start : start + batch_size]))
-        parts.append(surface.logits(prepared).float().cpu())
+    for rows in _batches(encoded, order, batch_size):
+        parts.append(surface.logits(surface.prepare(encoded.batch(rows))).float().cpu())
     logits = torch.cat(parts)
     answer = torch.empty_like(logits)
     answer[torch.from_numpy(order)] = logits
     return answer
+
+
+def _batches(encoded: EncodedRows, order: np.ndarray, size: int) -> list[np.ndarray]:
+    """`order` in batches of at most `size` rows of tokens: a row of data is several where it has choices."""
+    ends = np.cumsum(getattr(encoded, "lines", np.ones(len(encoded), dtype=np.int64))[order])
+    found, start = [], 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + size, side="right")))
+        found.append(order[start:stop])
+        start = stop
+    return found
+
+
+@torch.no_grad()
+def texts_of(surface: Surface, encoded: EncodedAnswers, batch_size: int = 64) -> list[str]:
+    """What the surface's model writes about every row of `encoded`, in its order."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    found = [""] * len(encoded)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for row, text in zip(rows, surface.texts(surface.prepare(encoded.batch(rows))), strict=True):
+            found[row] = text
+    return found
+
+
+class TextRows:
+    """Rows with choices or answers of their own, encoded once to be scored."""
+
+    def __init__(self, surface: Surface, examples: Sequence[Example], kind: str, batch_size: int = 64) -> None:
+        self.surface, self.examples, self.kind, self._size = surface, examples, kind, batch_size
+        self._scored: Any = surface.encode(examples) if kind == "choice" else surface.encode_answers(examples)
+        self._asked = None if kind == "choice" else surface.encode_questions(examples)
+
+    def read(self) -> tuple[list[str], float]:
+        """The text chosen or written for each row; and the loss: the mean cross-entropy over the choices, or the mean
+        negative log-likelihood of a token of the right answers."""
+        scores = logits_of(self.surface, self._scored, self._size).double()
+        if self._asked is not None:
+            loss = -float(scores.sum()) / int(self._scored.tokens.sum())
+            return texts_of(self.surface, self._asked, self._size), loss
+        loss = float(torch.nn.functional.cross_entropy(scores, self._scored.labels))
+        return chosen(scores, self.examples, ()), loss
+
+
+def score_texts(texts: Sequence[str], examples: Sequence[Example], kind: str, loss: float) -> dict[str, float]:
+    """As `score`: "accuracy" is that of the choices, or exact match; "f1" is token F1 (see `accuracy_name`)."""
+    answers = [example.answers for example in examples]
+    right = TEXT_METRICS["accuracy" if kind == "choice" else "exact_match"]
+    return {"loss": loss, "accuracy": right(texts, answers), "f1": TEXT_METRICS["token_f1"](texts, answers)}
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -129,9 +178,15 @@ def evaluate_folder(
         have = ", ".join(f"{name} ({len(getattr(splits, name))} rows)" for name in SPLITS if getattr(splits, name))
         raise UserError(f"split: must be one with labelled rows, which are {have}, got '{split}'")
     surface = load_surface(run_or_model, device)
+    if splits.kind != "classification":
+        if surface.labels:
+            known = ", ".join(surface.labels)
+            raise UserError(f"data: rows must be of the model's classes ({known}), got a task of kind {splits.kind}")
+        texts, loss = TextRows(surface, examples, splits.kind, batch_size).read()
+        return {"split": split, "rows": len(examples), **score_texts(texts, examples, splits.kind, loss)}
     strange = sorted({splits.labels[e.label] for e in examples} - set(surface.labels))
     if strange:
-        known = ", ".join(surface.labels)
+        known = ", ".join(surface.labels) or "none"
         raise UserError(f"data: labels must be those of the model ({known}), got {', '.join(map(repr, strange))}")
     encoded = surface.encode(examples)
     gold = torch.tensor([surface.labels.index(splits.labels[e.label]) for e in examples])

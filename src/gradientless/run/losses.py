@@ -1,30 +1,43 @@
-"""What is minimised: a number from the logits of a batch and its labels. Most need not be differentiable."""
+"""What is minimised: a number from what the model says of a batch. Most need not be differentiable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradientless.errors import UserError, unknown
-from gradientless.language.metrics import accuracy, f1
+from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, token_f1
+from gradientless.language.tasks import Example
+from gradientless.language.tasks.base import KINDS
 from gradientless.run.named import is_own, own
+
+ROWS = "rows"
+"""What `Loss.against` calls the rows themselves."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """of: (logits float32 [N, C], labels int64 [N]) -> a scalar, the lower the better.
+    """of: (what the model says of N rows, what is expected) -> a scalar, the lower the better.
 
-    adds_up: whether it is the mean over examples of something, so that gradients of micro-batches add up to its own.
-    differentiable: whether first-order methods can use it.
+    reads: what the model says: "scores" of classes or choices, float32 [N, C]; "answers", the log-likelihood of the
+        right answers, [N, 1]; or "texts" that it writes, N of them.
+    against: what is expected: "labels", int64 [N]; "tokens" of the right answers, int64 [N]; or the "rows", N Examples.
+    weight: how much of `of` a part of the rows (what is expected of it) makes up; None: parts do not add up.
+    differentiable: whether first-order methods can use it. kinds: of tasks.
     """
 
-    of: Callable[[Tensor, Tensor], Tensor | float]
-    adds_up: bool = False
+    of: Callable[[Any, Any], Tensor | float]
+    reads: str = "scores"
+    against: str = "labels"
+    weight: Callable[[Any], float] | None = None
     differentiable: bool = False
+    kinds: tuple[str, ...] = ("classification", "choice")
 
 
 def _errors(logits: Tensor, labels: Tensor) -> float:
@@ -35,23 +48,105 @@ def _lost_f1(logits: Tensor, labels: Tensor) -> float:
     return 1.0 - f1(logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
 
 
+def _answers_unlike(likelihoods: Tensor, tokens: Tensor) -> Tensor:
+    return -likelihoods.sum() / tokens.sum()
+
+
+def _tokens(counts: Tensor) -> float:
+    return float(counts.sum())
+
+
 LOSSES: dict[str, Loss] = {
-    "cross-entropy": Loss(cross_entropy, adds_up=True, differentiable=True),
-    "accuracy": Loss(_errors, adds_up=True),
-    "f1": Loss(_lost_f1),
+    "cross-entropy": Loss(cross_entropy, weight=len, differentiable=True),
+    "accuracy": Loss(_errors, weight=len),
+    "f1": Loss(_lost_f1, kinds=("classification",)),
+    "lm": Loss(_answers_unlike, "answers", "tokens", weight=_tokens, differentiable=True, kinds=KINDS),
 }
 
+Texts = Callable[[Sequence[str], Sequence[Example]], float]
 
-def loss_named(name: str) -> Loss:
-    """A registered loss, or the user's own function for "file.py:function" or "module:function". Raises UserError.
+TEXT_LOSSES: dict[str, Texts] = {
+    "exact-match": lambda texts, rows: 1.0 - exact_match(texts, [row.answers for row in rows]),
+    "token-f1": lambda texts, rows: 1.0 - token_f1(texts, [row.answers for row in rows]),
+}
+"""Of predicted texts, chosen or written, the lower the better."""
 
-    The function is given logits (float32 [N, C]) and labels (int64 [N]) and returns a number, the lower the better.
-    """
-    if name in LOSSES:
-        return LOSSES[name]
+REWARD = "reward"
+NAMES = (*LOSSES, *TEXT_LOSSES, REWARD)
+DEFAULTS = {"classification": "cross-entropy", "choice": "lm", "generation": "lm"}  # as MeZO trains
+
+
+def check_loss(name: str) -> None:
+    """Raises UserError for a loss that does not exist."""
     if is_own(name):
-        return Loss(_checked(name, own("loss", name, "function")), differentiable=True)
-    raise unknown("loss", "loss", name, LOSSES)
+        own("loss", name, "function")
+    elif name not in NAMES:
+        raise unknown("loss", "loss", name, NAMES)
+
+
+def loss_of(name: str, reward: str | None, kind: str, labels: Sequence[str] = ()) -> Loss:
+    """The loss `name` for tasks of `kind` with these `labels`. Raises UserError.
+
+    name: of `NAMES`, or the user's own function, "file.py:function" or "module:function": it is given scores (float32
+    [N, C], -inf where a row has fewer choices) and labels (int64 [N]) and returns a number, the lower the better.
+    reward: the user's function for the name "reward"; see `rewarded`.
+    """
+    if is_own(name):
+        found = Loss(_checked(name, own("loss", name, "function")), differentiable=True)
+    elif name == REWARD:
+        if reward is None:
+            raise UserError("reward: must name a 'module:function' for loss 'reward', got nothing")
+        give = rewarded(reward)
+        return _of_texts(lambda texts, rows: -give(texts, rows), kind, labels)
+    elif name in TEXT_LOSSES:
+        found = _of_texts(TEXT_LOSSES[name], kind, labels)
+    elif name == "accuracy" and kind == "choice":  # several choices may be right
+        found = _of_texts(lambda texts, rows: 1.0 - chosen_right(texts, [row.answers for row in rows]), kind, labels)
+    elif name in LOSSES:
+        found = LOSSES[name]
+    else:
+        raise unknown("loss", "loss", name, NAMES)
+    kinds = ("choice", "generation") if name in TEXT_LOSSES else found.kinds
+    if kind not in kinds:
+        known = [each for each in LOSSES if kind in LOSSES[each].kinds]
+        known += [*TEXT_LOSSES] if kind != "classification" else []
+        raise UserError(f"loss: must be {', '.join(known)} or {REWARD} for a task of kind {kind}, got '{name}'")
+    return found
+
+
+def _of_texts(of: Texts, kind: str, labels: Sequence[str]) -> Loss:
+    if kind == "generation":
+        return Loss(of, "texts", ROWS, kinds=KINDS)
+    return Loss(lambda scores, rows: of(chosen(scores, rows, labels), rows), "scores", ROWS, kinds=KINDS)
+
+
+def chosen(scores: Tensor, rows: Sequence[Example], labels: Sequence[str]) -> list[str]:
+    """The label, or the choice of each row, with the highest score. scores: [N, C]."""
+    best = scores.argmax(dim=1).tolist()
+    return [labels[i] if labels else row.choices[i] for i, row in zip(best, rows, strict=True)]
+
+
+def rewarded(name: str) -> Texts:
+    """The user's reward "file.py:function" or "module:function": the mean over rows, the higher the better.
+
+    It is called with the predicted texts (written answers, choices or label names: a list of N) and the N rows
+    (`gradientless.language.tasks.Example`), and returns a number, or one for each row. Raises UserError for any other.
+    """
+    function = own("reward", name, "function")
+
+    def of(texts: Sequence[str], rows: Sequence[Example]) -> float:
+        found = function(list(texts), list(rows))
+        values = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
+        each = values.shape == (len(rows),) and values.dtype.kind in "biuf"
+        if not each and not (values.shape == () and values.dtype.kind in "iuf"):
+            shape = f" of shape {values.shape}" if values.ndim else ""
+            raise UserError(
+                f"reward: '{name}' must return a number, or one for each of the {len(rows)} rows, "
+                f"got {type(found).__name__}{shape}"
+            )
+        return float(values.mean())
+
+    return of
 
 
 def _checked(name: str, function: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor | float]:

@@ -31,7 +31,8 @@ BACKWARD = 2  # forward passes that a backward pass counts for
 class Objective:
     """The loss of `surface` over one batch, which comes in one part or several (micro-batches).
 
-    parts: (prepared, labels int64 [b]) of each micro-batch; the loss is that of all their examples together.
+    parts: (prepared, what the loss expects of it: see `Loss.against`) of each micro-batch; the loss is that of all
+    their examples together.
     noise: where the perturbations of `importance` come from. generator: makes the dropout masks of a call, if any.
     say: where `importance` reports its check.
     """
@@ -39,7 +40,7 @@ class Objective:
     def __init__(
         self,
         surface: Surface,
-        parts: Sequence[tuple[Any, Tensor]],
+        parts: Sequence[tuple[Any, Any]],
         noise: Noise,
         loss: Loss = LOSSES["cross-entropy"],
         generator: torch.Generator | None = None,
@@ -47,7 +48,7 @@ class Objective:
     ):
         self.surface, self.parts, self.loss = surface, parts, loss
         self._noise, self._generator, self._say = noise, generator, say
-        self._labels = torch.cat([labels for _, labels in parts])
+        self._expected = _joined([expected for _, expected in parts])
         self.session = self._session if Objective.outline(surface).session else None
 
     @staticmethod
@@ -64,14 +65,20 @@ class Objective:
 
     def __call__(self) -> Tensor:
         """The loss at the weights as they stand, a scalar."""
-        logits = [self.surface.logits(prepared, self._generator) for prepared, _ in self.parts]
-        return as_tensor(self.loss.of(torch.cat(logits).float(), self._labels))
+        said = [self.read(prepared) for prepared, _ in self.parts]
+        return as_tensor(self.loss.of(_joined(said), self._expected))
+
+    def read(self, prepared: Any) -> Any:
+        """What the loss reads of a micro-batch: scores, float32 [b, C], or texts."""
+        if self.loss.reads == "texts":
+            return self.surface.texts(prepared)
+        return self.surface.logits(prepared, self._generator).float()
 
     def backward(self) -> float:
         """Add the gradient of the loss to `.grad`, one micro-batch at a time where its losses add up; returns it.
 
         Raises UserError for a loss without one."""
-        if not self.loss.adds_up:
+        if self.loss.weight is None:
             whole = self()
             if not whole.requires_grad:
                 raise UserError(
@@ -80,10 +87,9 @@ class Objective:
                 )
             whole.backward()  # type: ignore[no-untyped-call]
             return float(whole.detach())
-        total = 0.0
-        for prepared, labels in self.parts:
-            logits = self.surface.logits(prepared, self._generator).float()
-            loss = as_tensor(self.loss.of(logits, labels)) * (len(labels) / len(self._labels))
+        total, everything = 0.0, self.loss.weight(self._expected)
+        for prepared, expected in self.parts:
+            loss = as_tensor(self.loss.of(self.read(prepared), expected)) * (self.loss.weight(expected) / everything)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
@@ -127,36 +133,42 @@ class Injected:
 
     @torch.no_grad()
     def losses(self, points: Sequence[Sequence[Delta]]) -> list[float]:
-        objective, found = self._objective, []
+        objective = self._objective
+        found: list[list[Any]] = [[] for _ in points]  # what is read of each part, by point
         for prepared, _ in objective.parts:
             with self._injection.at(points):
-                logits = objective.surface.logits(
-                    objective.surface.repeated(prepared, len(points)), objective._generator
-                )
-            found.append(logits.float().unflatten(0, (len(points), -1)))
-        return [float(objective.loss.of(logits, objective._labels)) for logits in torch.cat(found, dim=1)]
+                said = objective.read(objective.surface.repeated(prepared, len(points)))
+            size = len(said) // len(points)
+            for p, mine in enumerate(found):
+                mine.append(said[p * size : (p + 1) * size])
+        return [float(objective.loss.of(_joined(mine), objective._expected)) for mine in found]
 
 
 class ObjectiveSession:
     """Losses under many small changes, over the sessions of the micro-batches."""
 
-    def __init__(self, sessions: Sequence[HeadSession], parts: Sequence[tuple[Any, Tensor]], loss: Loss):
+    def __init__(self, sessions: Sequence[HeadSession], parts: Sequence[tuple[Any, Any]], loss: Loss):
         self._sessions, self._loss = sessions, loss
-        self._labels = [labels for _, labels in parts]
+        self._expected = [expected for _, expected in parts]
 
     def losses(self, candidates: Sequence[Sequence[Delta]]) -> list[float]:
         if self._loss is not LOSSES["cross-entropy"]:
             logits = torch.cat([session.logits(candidates) for session in self._sessions], dim=2)
-            labels = torch.cat(self._labels)
-            return [float(self._loss.of(each.T, labels)) for each in logits]
+            expected = _joined(self._expected)
+            return [float(self._loss.of(each.T, expected)) for each in logits]
         total = np.zeros(len(candidates))
-        for session, labels in zip(self._sessions, self._labels, strict=True):
+        for session, labels in zip(self._sessions, self._expected, strict=True):
             total += _cross_entropies(session.logits(candidates), labels)
-        return (total / sum(map(len, self._labels))).tolist()
+        return (total / sum(map(len, self._expected))).tolist()
 
     def commit(self, changes: Sequence[Delta]) -> None:
         for session in self._sessions:
             session.commit(changes)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Micro-batches as one batch: tensors, or lists."""
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else [each for part in parts for each in part]
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> np.ndarray:

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.data import class_balance
-from gradientless.language.metrics import f1_name
-from gradientless.language.tasks import Example
+from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import load_splits, pick_device, score
+from gradientless.run.evaluation import TextRows, load_splits, pick_device, score, score_texts
+from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
 from gradientless.run.objective import BACKWARD, Objective
 from gradientless.run.runfolder import BEST, RunFolder
@@ -65,7 +65,7 @@ class Progressed:
     loss_sum: float = 0.0
     loss_count: int = 0
     best_step: int = -1
-    best_accuracy: float = -1.0
+    best_accuracy: float = -1.0  # or whatever ranks the evaluations: `Run.ranked`
     best_loss: float = float("inf")
     first_loss: float | None = None  # mean training loss of the first steps that were logged
     risen: int = 0  # logs in a row whose mean loss stood far above the first
@@ -86,7 +86,9 @@ class Run:
             raise UserError("data: a validation split must have at least one row, got none; give data.validation")
         console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
         console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
-        self.labels = splits.labels
+        self.labels, self.kind, self.validation = splits.labels, splits.kind, splits.validation
+        self.reward = None if config.reward is None else rewarded(config.reward)
+        self.ranked = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
         console.print(f"surface     {self.surface.describe()}", highlight=False)
         self.optimizer = make_optimizer(config, self.surface)
@@ -98,8 +100,14 @@ class Run:
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
         self.memory = PeakMemory(self.device)
         self.noise = Noise(config.seed)
-        self.train_rows = self._rows("train", splits.train)
-        self.validation_rows = self._rows("validation", splits.validation)
+        loss = loss_of(config.loss, config.reward, self.kind, splits.labels)
+        self.train_rows = Rows(self.surface, splits.train, config, "features: train", loss)
+        self.validation_rows: Rows | TextRows
+        if self.kind == "classification":
+            self.validation_rows = Rows(self.surface, splits.validation, config, "features: validation")
+        else:
+            size = config.micro_batch_size or 64
+            self.validation_rows = TextRows(self.surface, splits.validation, self.kind, size)
         parts = [] if before is None else before.give(self.surface)
         line = None if "side" in parts else self.surface.begin(self.train_rows.encoded)
         if before is not None:
@@ -112,10 +120,6 @@ class Run:
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
         self.base = base_checksum(self.surface)
-
-    def _rows(self, name: str, examples: list[Example]) -> Rows:
-        encoded = self.surface.encode(examples)
-        return Rows(self.surface, encoded, self.config, f"features: {name}")
 
     def _length(self) -> int:
         """Steps of the run: as configured, or as many as the budget of forward passes pays for."""
@@ -171,7 +175,17 @@ class Run:
             self.forward.settle()
         training = self.surface.training
         self.surface.eval()
-        found = score(self.validation_rows.logits(), self.validation_rows.encoded.labels)
+        if isinstance(self.validation_rows, TextRows):
+            texts, loss = self.validation_rows.read()
+            found = score_texts(texts, self.validation, self.kind, loss)
+        else:
+            logits = self.validation_rows.logits()
+            texts, found = (
+                chosen(logits, self.validation, self.labels),
+                score(logits, self.validation_rows.labels.cpu()),
+            )
+        if self.reward is not None:
+            found["reward"] = self.reward(texts, self.validation)
         self.surface.train(training)
         return found
 
@@ -204,10 +218,10 @@ class Run:
     def keep_if_best(self, found: dict[str, float]) -> bool:
         done = self.done
         loss = math.inf if math.isnan(found["loss"]) else found["loss"]
-        better = (found["accuracy"], -loss) > (done.best_accuracy, -done.best_loss)
+        better = done.best_step < 0 or (found[self.ranked], -loss) > (done.best_accuracy, -done.best_loss)
         done.stale = 0 if better else done.stale + 1
         if better:
-            done.best_step, done.best_accuracy, done.best_loss = done.step, found["accuracy"], loss
+            done.best_step, done.best_accuracy, done.best_loss = done.step, found[self.ranked], loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
             self.folder.save_checkpoint(weights, {}, done.step, BEST)
         return better
@@ -289,12 +303,12 @@ class Run:
                 self.forward.trajectory.close()
 
     def _evaluated(self, events: Any, start: float) -> float:
-        """Evaluate, log it, keep the weights when they are the best so far; returns the accuracy."""
+        """Evaluate, log it, keep the weights when they are the best so far; returns what ranks them."""
         found = self.evaluate()
         self._log("validation", found, events)
         self.keep_if_best(found)
         self.folder.append_timings({"step": self.done.step, "seconds": time.perf_counter() - start})
-        return found["accuracy"]
+        return found[self.ranked]
 
     def _log(self, split: str, values: dict[str, float], events: Any) -> None:
         record = {"step": self.done.step, "split": split, "forward_passes": self.done.forward_passes, **values}
@@ -307,7 +321,8 @@ class Run:
         done = self.done
         if done.first_loss is None and math.isfinite(mean):
             done.first_loss = mean
-        rose = done.first_loss is not None and not mean <= 1.5 * done.first_loss + 0.1  # to nan, too
+        # A reward's loss may be below zero. To nan, too.
+        rose = done.first_loss is not None and not mean <= done.first_loss + 0.5 * abs(done.first_loss) + 0.1
         done.risen = done.risen + 1 if rose else 0
         if done.risen == DIVERGING:
             key = "optimizer.radius" if self.rate_name == "radius" else "optimizer.lr"
@@ -434,10 +449,11 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
             run.surface.save_merged(place)
     timings = run.folder.read_timings()
     summary = {
-        "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
+        "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
-        "f1_means": f1_name(run.labels),
-        "last": {key: last[key] for key in ("accuracy", "f1", "loss")},
+        "accuracy_means": accuracy_name(run.labels, run.kind),
+        "f1_means": f1_name(run.labels, run.kind),
+        "last": {key: last[key] for key in ("accuracy", "f1", "loss", "reward") if key in last},
         "model_step": run.done.best_step,
         "steps": run.done.step,
         "forward_passes": run.done.forward_passes,
@@ -498,7 +514,13 @@ class _bar:
 
         def update(loss: float, accuracy: float | None) -> None:
             speed = (run.done.forward_passes - before) / max(1e-9, time.perf_counter() - begin)
-            shown = "" if accuracy is None else f"  accuracy {100 * accuracy:.2f}%"
+            shown = (
+                ""
+                if accuracy is None
+                else f"  {'token F1' if run.ranked == 'f1' else run.ranked} {100 * accuracy:.2f}%"
+            )
+            if run.reward is not None and accuracy is not None:
+                shown = f"  reward {accuracy:.4g}"
             note = f"loss {loss:.4f}{shown}  {speed:,.0f} passes/s"
             self._progress.update(task, completed=run.done.step, note=note)
 
@@ -515,8 +537,8 @@ def _what_fits(run: Run) -> UserError:
 
     def attempt(count: int) -> None:
         rows = longest[:count].copy()
-        part = run.surface.prepare(rows_of.part(rows)), rows_of.labels[torch.from_numpy(rows)]
-        run.rehearse(Objective(run.surface, [part], run.noise))
+        part = run.surface.prepare(rows_of.part(rows)), rows_of.expected(rows)
+        run.rehearse(Objective(run.surface, [part], run.noise, rows_of.loss))
 
     return batch_that_fits(attempt, run.config.micro_batch_size or run.config.batch_size, run.device)
 

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
+from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.tasks.base import Example
 
 
@@ -114,6 +116,25 @@ class Surface(nn.Module, ABC):
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> EncodedRows:
         """Rows as token ids. Raises `UserError` for rows that the surface cannot read."""
+
+    def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
+        """Rows with their right answer alone, whose log-likelihood `logits` then gives: [B, 1]. Raises `UserError`."""
+        raise self._speechless("answers are scored")
+
+    def encode_questions(self, examples: Sequence[Example]) -> EncodedAnswers:
+        """Rows that `texts` answers. Raises `UserError` where the surface cannot."""
+        raise self._speechless("texts are written")
+
+    def texts(self, prepared: Any) -> list[str]:
+        """What the model writes about each row of `encode_questions`."""
+        raise self._speechless("texts are written")
+
+    def blank(self) -> Example:
+        """A row of one word."""
+        return Example("a", 0, "a")
+
+    def _speechless(self, what: str) -> UserError:
+        return UserError(f"surface: {what} by a language model behind a prompt, got {type(self).__name__} without one")
 
     @property
     def needs_rows(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedRows
-from gradientless.language.prompting import EncodedPrompts, PromptEncoder
+from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import Part, PreparedTokens, Surface
 from gradientless.language.surfaces.head import HeadSurface
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
@@ -50,20 +50,23 @@ class Reading(ABC):
     def save(self, folder: Path, dropout: float) -> None: ...
 
     needs_rows: bool = False
+    encoder: PromptEncoder | None = None
 
     def begin(self, encoded: EncodedRows, show: bool) -> str | None:
         return None
 
 
 class PromptReading(Reading):
-    """A language model's scores of the label words, behind a prompt."""
+    """A language model's scores of label words, choices or answers, behind a prompt; and what it writes there."""
+
+    encoder: PromptEncoder
 
     def __init__(self, model: nn.Module, encoder: PromptEncoder) -> None:
         self.model, self.encoder = model, encoder
         self.tokenizer, self.labels, self.max_length = encoder.tokenizer, encoder.labels, encoder.max_length
         self.width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
 
-    def encode(self, examples: Sequence[Example]) -> EncodedPrompts:
+    def encode(self, examples: Sequence[Example]) -> EncodedRows:
         return self.encoder.encode(examples)
 
     def scores(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
@@ -71,6 +74,7 @@ class PromptReading(Reading):
 
     def describe(self) -> str:
         words = ", ".join(f"{self.encoder.prompt.words[label]!r}" for label in self.labels)
+        words = words or f"answers said {self.encoder.prompt.answer!r}"
         return f"full {self.encoder.family} model on the prompt {self.encoder.prompt.text!r} with {words}"
 
     def save(self, folder: Path, dropout: float) -> None:
@@ -84,11 +88,13 @@ class PromptReading(Reading):
                 "text": encoder.prompt.text,
                 "words": {label: encoder.prompt.words[label] for label in self.labels},
                 "score": encoder.prompt.score,
+                **({} if self.labels else {"answer": encoder.prompt.answer}),
             },
             "labels": list(self.labels),
             "max_length": self.max_length,
             "truncation": encoder.truncation,
             "padding": encoder.padding,
+            "max_new_tokens": encoder.max_new_tokens,
             "dropout": dropout,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
         }
@@ -157,6 +163,7 @@ class FullSurface(Surface):
         prompt: Prompt | Mapping[str, Prompt] | None = None,
         truncation: str = "right",
         padding: str = "right",
+        max_new_tokens: int = MAX_NEW_TOKENS,
         head: str = "auto",
         pooling: str = "auto",
         hidden: int | None = None,
@@ -172,7 +179,7 @@ class FullSurface(Surface):
 
         readout: "prompt", "head" or "auto": the prompt where there is one.
         prompt: template and label words; or those by family of models, of which the model's own is taken.
-        truncation, padding: sides, "right" or "left", of prompts.
+        truncation, padding: sides, "right" or "left", of prompts. max_new_tokens: of a text that the model writes.
         head, pooling, hidden, activation, start, seed: of the readout "head"; see `HeadSurface.create`.
         dropout: probability in every dropout layer of the model, in training mode only.
 
@@ -205,7 +212,7 @@ class FullSurface(Surface):
             raise UserError(f"full: start '{start}' needs the readout 'head', got 'prompt'")
         if prompt is None:
             raise UserError("full: readout 'prompt' needs a prompt, got none")
-        encoder = prompt_encoder(model, prompt, labels, max_length, truncation, padding)
+        encoder = prompt_encoder(model, prompt, labels, max_length, truncation, padding, "full", max_new_tokens)
         return cls(
             PromptReading(backbone.load_language_model(model, encoder.family, dtype, device), encoder), dropout=dropout
         )
@@ -263,6 +270,25 @@ class FullSurface(Surface):
     def encode(self, examples: Sequence[Example]) -> EncodedRows:
         return self.reading.encode(examples)
 
+    def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
+        if self.reading.encoder is None:
+            return super().encode_answers(examples)
+        return self.reading.encoder.encode_answers(examples)
+
+    def encode_questions(self, examples: Sequence[Example]) -> EncodedAnswers:
+        if self.reading.encoder is None:
+            return super().encode_questions(examples)
+        return self.reading.encoder.encode_questions(examples)
+
+    def blank(self) -> Example:
+        return super().blank() if self.reading.encoder is None else self.reading.encoder.blank()
+
+    def texts(self, prepared: PreparedTokens) -> list[str]:
+        encoder = self.reading.encoder
+        if encoder is None:
+            return super().texts(prepared)
+        return encoder.texts(readouts.written(self.model, prepared.tensors, encoder.stops, encoder.max_new_tokens))
+
     def prepare(self, batch: dict[str, Tensor]) -> PreparedTokens:
         """The batch on the model's device."""
         return PreparedTokens({name: tensor.to(self.device) for name, tensor in batch.items()})
@@ -312,6 +338,7 @@ class FullSurface(Surface):
             prompt=prompt,
             truncation=note["truncation"],
             padding=note["padding"],
+            max_new_tokens=note.get("max_new_tokens", MAX_NEW_TOKENS),
             device=device,
             dtype=note["dtype"] if dtype is None else dtype,
             max_length=note["max_length"],
@@ -327,6 +354,7 @@ def prompt_encoder(
     truncation: str,
     padding: str,
     owner: str = "full",
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> PromptEncoder:
     config = backbone.load_config(model)
     limit = backbone.longest(config)
@@ -348,4 +376,5 @@ def prompt_encoder(
         padding=padding,
         positions=backbone.takes_positions(config),
         start=getattr(config, "decoder_start_token_id", None),
+        max_new_tokens=max_new_tokens,
     )

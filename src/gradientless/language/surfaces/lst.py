@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, batch_indices
-from gradientless.language.prompting import PromptEncoder
+from gradientless.language.prompting import EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
 from gradientless.language.surfaces.head import POOLINGS
@@ -219,7 +219,8 @@ class LstSurface(Surface):
         config: Any,
     ) -> None:
         owner = cls.owner
-        if len(labels) < 2 or len(set(labels)) < len(labels):
+        needed = bool(labels) or options.readout != "prompt"  # choices stand in the rows
+        if needed and (len(labels) < 2 or len(set(labels)) < len(labels)):
             raise UserError(f"{owner}: two labels or more that differ are needed, got {', '.join(labels)}")
         shape.check(owner, config)
         if options.readout not in READOUTS:
@@ -294,6 +295,17 @@ class LstSurface(Surface):
             return self.encoder.encode(examples)
         return Encoded(self.tokenizer, examples, self.max_length)
 
+    def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
+        return super().encode_answers(examples) if self.encoder is None else self.encoder.encode_answers(examples)
+
+    def encode_questions(self, examples: Sequence[Example]) -> EncodedAnswers:
+        raise UserError(
+            f"{self.owner}: texts are written by surfaces inside the model, such as lora, got a side network"
+        )
+
+    def blank(self) -> Example:
+        return super().blank() if self.encoder is None else self.encoder.blank()
+
     @property
     def needs_rows(self) -> bool:
         return self._init == "fisher"
@@ -308,9 +320,9 @@ class LstSurface(Surface):
         def losses() -> Iterator[Tensor]:
             for row in chosen:
                 tensors = self._tensors(encoded.batch([row]))
-                yield nn.functional.cross_entropy(
-                    self._backbone_logits(tensors), encoded.labels[[int(row)]].to(self.device)
-                )
+                scores, label = self._backbone_logits(tensors), encoded.labels[[int(row)]].to(self.device)
+                # One score is the log-likelihood of the answer.
+                yield -scores.sum() if scores.shape[1] == 1 else nn.functional.cross_entropy(scores, label)
 
         self.initialise(fishers(self.body, self._config, losses(), self.owner))
         return f"{self.owner}: side network pruned from the backbone by Fisher scores of {rows} rows"
@@ -351,7 +363,7 @@ class LstSurface(Surface):
         """Scores of every token of the vocabulary at every position [B, T, V], of the readout "prompt" only."""
         if self.encoder is None:
             raise UserError(f"{self.owner}: scores of tokens need the readout 'prompt', got 'classifier'")
-        known = {name: tensor for name, tensor in prepared.tensors.items() if name != "slots"}
+        known = {name: tensor for name, tensor in prepared.tensors.items() if name not in readouts.READ}
         with backbone.answering(self.model.backbone, self.states(prepared).to(self.dtype)):
             return self.model.backbone(**known).logits.float()
 
@@ -396,6 +408,8 @@ class LstSurface(Surface):
         if self.encoder is not None:
             told = self.encoder.prompt
             note["prompt"] = {"text": told.text, "words": dict(told.words), "score": told.score}
+            if not self.labels:
+                note["prompt"]["answer"] = told.answer
         try:
             folder.mkdir(parents=True, exist_ok=True)
             backbone.save_pretrained(self.model.backbone, self.tokenizer, folder)

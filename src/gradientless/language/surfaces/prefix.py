@@ -114,6 +114,11 @@ class _VirtualTokens(AdapterSurface):
             changed["position_ids"] = kwargs["position_ids"] + count
         return changed
 
+    def met(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the model has read the virtual tokens already: it goes on from what it kept."""
+        kept = kwargs.get("past_key_values")
+        return kept is not None and kept.get_seq_length() > 0
+
     @contextmanager
     def taken_out(self) -> Iterator[None]:
         tensor = self.core._parameters.pop(NAME)
@@ -155,6 +160,8 @@ class PrefixSurface(_VirtualTokens):
         def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kwargs = _named(module, args) | kwargs
             tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+            if self.met(kwargs):
+                return (), kwargs | self.masked(kwargs, len(tokens))
             pairs = self.virtual.to(self.dtype).view(-1, self._layers, 2, self._heads, self._entries)
             pairs = pairs.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, len(tokens), -1, -1, -1)
             return (), kwargs | self.masked(kwargs, len(tokens)) | {"past_key_values": backbone.cache(pairs)}
@@ -184,11 +191,16 @@ class PromptSurface(_VirtualTokens):
     def first_values(self, ids: Tensor) -> Tensor:
         return self.core.get_input_embeddings()(ids)[0]  # type: ignore[operator]
 
+    _shown = True  # whether the call that is running has the virtual tokens in front
+
     def hook(self) -> None:
         count = self.options["tokens"]
 
         def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kwargs = _named(module, args) | kwargs
+            self._shown = not self.met(kwargs)
+            if not self._shown:
+                return (), kwargs | self.masked(kwargs, len(kwargs["input_ids"]))
             text = self.core.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
             virtual = self.virtual.to(text.dtype).expand(len(text), -1, -1)
             changed = self.masked(kwargs, len(text)) | {"input_ids": None}
@@ -202,6 +214,8 @@ class PromptSurface(_VirtualTokens):
             return (), kwargs | changed
 
         def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            if not self._shown:
+                return output
             output["last_hidden_state"] = output.last_hidden_state[:, count:]
             return output
 

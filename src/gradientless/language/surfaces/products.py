@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradientless.language.surfaces.base import Surface
-from gradientless.language.tasks.base import Example
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -66,7 +65,7 @@ class Watch(TorchDispatchMode):
 def unreached(surface: Surface) -> list[str]:
     """Tuned tensors that no gradient reaches, by name, on a row of one word."""
     trainable = surface.trainable()
-    batch = surface.encode([Example("a", 0, "a")]).batch([0])
+    batch = surface.encode([surface.blank()]).batch([0])
     with torch.enable_grad():
         scores = surface.logits(surface.prepare(batch))
         if not scores.requires_grad:
@@ -82,7 +81,7 @@ def measure(surface: Surface, batch: Any = None) -> Products:
     work and not by name. Gradients that stood in the parameters are left as they were.
     """
     if batch is None:
-        batch = surface.encode([Example("a", 0, "a")]).batch([0])
+        batch = surface.encode([surface.blank()]).batch([0])
     model = surface.model
     tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     trainable = surface.trainable()

@@ -51,6 +51,14 @@ class Splits:
     test: list[Example]
     labels: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        if self.labels:
+            return "classification"
+        rows = self.train or self.validation or self.test
+        return "choice" if rows and rows[0].choices else "generation"
+
 
 SLOTS = ("label", "mask")  # two spellings of one thing: where the label word, choice or answer stands
 SCORES = ("sum", "mean")
@@ -107,6 +115,11 @@ class Prompt:
     def fields(self) -> tuple[str, ...]:
         """The fields of a row that `text` names, from left to right."""
         return tuple(name for _, name in self.pieces if name is not None and name not in SLOTS)
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        """The fields of a row that `answer` names."""
+        return tuple(name for _, name in _parse(self.answer, "{answer}") if name not in (None, "answer"))
 
     def render(self, example: Example, said: str = "") -> str:
         """The whole text of `example` with `said` at the slot, or at the end where there is no slot."""

@@ -1,0 +1,232 @@
+"""Choices and answers of a row's own: their log-likelihoods, and what is written, against the library's plain use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from tiny_models import byte_level, unigram
+
+from gradientless.errors import UserError
+from gradientless.language.prompting import PromptEncoder
+from gradientless.language.surfaces import SURFACES, FullSurface, load
+from gradientless.language.tasks import Example, Prompt
+
+CHOICES = [
+    Example("a good film", 1, choices=("the plot", "very bright", "dull dull"), answers=("very bright",)),
+    Example("the film was very very dull", 0, choices=("bad", "a terrible film"), answers=("bad",)),
+    Example("bright", 1, choices=("the film", "positive"), answers=("positive",)),
+]
+ANSWERS = [
+    Example("a good film", 0, answers=("the plot", "plot")),
+    Example("the film was very very dull", 0, answers=("bad",)),
+    Example("bright", 0, answers=("a very bright film",)),
+]
+CHOICE = Prompt("Review: {text}\nSentiment: {label}", answer="{answer}.")
+ANSWER = Prompt("Review: {text}\nSentiment:", answer=" {answer}\n")
+KINDS = ("llama", "opt", "gpt2", "t5")
+MASKED = Prompt("Review: {text} It was {mask}.")
+
+
+def surface(models, kind: str, prompt: Prompt, name: str = "full", **options):
+    options = {"readout": "prompt", "max_length": 60, "max_new_tokens": 9, **options}
+    return SURFACES[name].create(models(kind), (), prompt=prompt, **options)
+
+
+def plain_likelihoods(model, tokenizer, kind: str, front: str, said: str, end: bool = False) -> tuple[float, int]:
+    """Sum of the log-probabilities of the tokens of `said` behind `front`, and how many they are: one at a time."""
+    if kind == "t5":
+        source = tokenizer(front, return_tensors="pt")["input_ids"]
+        answer = tokenizer(said.strip(), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * end
+        decoder = [model.config.decoder_start_token_id, *answer]
+        logits = model(input_ids=source, decoder_input_ids=torch.tensor([decoder])).logits[0]
+        first = 1
+        ids = decoder
+    else:
+        ids = tokenizer(front + said, add_special_tokens=False)["input_ids"]
+        first = len(tokenizer(front, add_special_tokens=False)["input_ids"])
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+    total = 0.0
+    for at in range(first, len(ids)):
+        total += float(logits[at - 1].log_softmax(-1)[ids[at]])
+    return total, len(ids) - first
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_choices_are_scored_as_one_by_one(language_models, kind, padding):
+    made = surface(language_models, kind, CHOICE, padding=padding)
+    mean = surface(language_models, kind, Prompt(CHOICE.text, score="mean", answer=CHOICE.answer))
+    found = made(made.encode(CHOICES).batch([0, 1, 2]))
+    means = mean(mean.encode(CHOICES).batch([0, 1, 2]))
+    assert found.shape == (3, 3) and torch.isinf(found).sum() == 2
+    for row, example in enumerate(CHOICES):
+        front = f"Review: {example.text}\nSentiment:"
+        for column, choice in enumerate(example.choices):
+            total, tokens = plain_likelihoods(made.model, made.tokenizer, kind, front, f" {choice}.")
+            assert found[row, column] == pytest.approx(total, rel=1e-5, abs=1e-4)
+            assert means[row, column] == pytest.approx(total / tokens, rel=1e-5, abs=1e-4)
+    assert len({round(float(x), 3) for x in found[found.isfinite()]}) == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_answer_alone_is_scored(language_models, kind):
+    made = surface(language_models, kind, ANSWER)
+    encoded = made.encode_answers(ANSWERS)
+    found = made(encoded.batch([2, 0, 1]))
+    assert found.shape == (3, 1)
+    for row, place in enumerate([2, 0, 1]):
+        example = ANSWERS[place]
+        front = f"Review: {example.text}\nSentiment:"
+        end = "" if kind == "t5" else "\n"
+        total, tokens = plain_likelihoods(made.model, made.tokenizer, kind, front, f" {example.answers[0]}{end}", True)
+        assert found[row, 0] == pytest.approx(total, rel=1e-5, abs=1e-4)
+        assert encoded.tokens[place] == tokens
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@torch.no_grad()
+def test_a_masked_model_scores_a_choice_at_as_many_masks(language_models, kind):
+    made = surface(language_models, kind, MASKED)
+    found = made(made.encode(CHOICES).batch([0, 1, 2]))
+    tokenizer = made.tokenizer
+    for row, example in enumerate(CHOICES):
+        for column, choice in enumerate(example.choices):
+            front = f"Review: {example.text} It was"
+            ids = tokenizer(f"{front} {choice}", add_special_tokens=False)["input_ids"]
+            first = len(tokenizer(front, add_special_tokens=False)["input_ids"])
+            word, back = ids[first:], tokenizer(".", add_special_tokens=False)["input_ids"]
+            masked = ids[:first] + [tokenizer.mask_token_id] * len(word) + back
+            whole = [tokenizer.convert_tokens_to_ids("[CLS]" if kind == "bert" else "<s>"), *masked]
+            whole.append(tokenizer.convert_tokens_to_ids("[SEP]" if kind == "bert" else "</s>"))
+            logits = made.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            total = sum(float(logits[1 + first + i, token]) for i, token in enumerate(word))
+            assert found[row, column] == pytest.approx(total, rel=1e-5, abs=1e-4)
+    with pytest.raises(UserError, match="a text can be written by causal and text-to-text models, got a masked one"):
+        made.encode_questions(ANSWERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_texts_are_those_of_the_library_row_by_row(language_models, kind):
+    made = surface(language_models, kind, ANSWER)
+    encoder = made.reading.encoder
+    found = made.texts(made.prepare(made.encode_questions(ANSWERS).batch([0, 1, 2])))
+    expected = []
+    for example in ANSWERS:
+        ids = made.tokenizer(f"Review: {example.text}\nSentiment:", return_tensors="pt")["input_ids"]
+        options = {"eos_token_id": encoder.stops.tolist(), "do_sample": False, "pad_token_id": 0, "max_new_tokens": 9}
+        out = made.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0]
+        out = out[1:] if kind == "t5" else out[ids.shape[1] :]
+        text = made.tokenizer.decode(out, skip_special_tokens=True)
+        expected.append(text.split("\n")[0].strip())
+    assert found == expected and len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "prefix", "prompt", "side_lora", "bias"])
+@torch.no_grad()
+def test_texts_of_a_surface_are_those_without_a_cache(language_models, name, tmp_path):
+    """The adapter moved away from its start; what is saved writes the same."""
+    made = surface(language_models, "opt" if name == "bias" else "llama", ANSWER, name, max_length=50)
+    with torch.no_grad():
+        for tensor in made.trainable().values():
+            tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    found = made.texts(made.prepare(made.encode_questions(ANSWERS).batch([0, 1, 2])))
+    stops = set(made.reading.encoder.stops.tolist())
+    for example, text in zip(ANSWERS, found, strict=True):
+        ids = made.tokenizer(f"Review: {example.text}\nSentiment:")["input_ids"]
+        out = []
+        while len(out) < 9 and not stops & set(out):
+            together = torch.tensor([ids + out])
+            out.append(int(made.model(together, torch.ones_like(together), use_cache=False).logits[0, -1].argmax()))
+        assert text == made.tokenizer.decode(out, skip_special_tokens=True).split("\n")[0].strip()
+    made.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.texts(again.prepare(again.encode_questions(ANSWERS).batch([0, 1, 2]))) == found
+
+
+@pytest.mark.parametrize("name", ["lst", "k_lst"])
+def test_a_side_network_scores_and_does_not_write(language_models, name, tmp_path):
+    options = {"k": 1} if name == "k_lst" else {}
+    made = SURFACES[name].create(
+        language_models("llama"), (), prompt=CHOICE, readout="prompt", max_length=40, reduction=4, **options
+    )
+    found = made(made.encode(CHOICES).batch([0, 1]))
+    assert found.shape == (2, 3) and found.requires_grad
+    assert made(made.encode_answers(CHOICES).batch([0])).tolist() == [
+        [pytest.approx(float(found.detach()[0, 1]), abs=1e-4)]
+    ]
+    made.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert torch.equal(again(again.encode(CHOICES).batch([0, 1])), found)
+    with pytest.raises(UserError, match="texts are written by surfaces inside the model"):
+        made.encode_questions(ANSWERS)
+
+
+def test_a_written_answer_ends_with_its_line():
+    """Stops are the tokens with a line break in them, whatever they are called."""
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = PromptEncoder(tokenizer, ANSWER, (), "causal", 40)
+    stops = {tokenizer.decode([i]) for i in encoder.stops.tolist()}
+    assert "\n" in stops and "<end>" in stops and all("\n" in stop or stop == "<end>" for stop in stops)
+    ids = tokenizer(" a film\nbad\n")["input_ids"]
+    assert encoder.texts(torch.tensor([ids, [tokenizer.eos_token_id] * len(ids)])) == ["a film", ""]
+
+
+def test_a_line_break_in_front_of_the_answer_is_not_left_to_the_model():
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = PromptEncoder(tokenizer, Prompt("Review: {text}\n{label}"), (), "causal", 40)
+    ids = encoder.encode_questions(ANSWERS[:1]).batch([0])["input_ids"][0]
+    assert tokenizer.decode(ids) == "Review: a good film\n"
+    batch = encoder.encode_answers(ANSWERS[:1]).batch([0])
+    assert tokenizer.decode(batch["targets"][0]) == "\nthe plot"
+
+
+def test_the_text_is_cut_and_answers_are_not():
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    long = Example("a good film " * 9, 0, choices=("bad", "very very bright"), answers=("very very bright",))
+    encoder = PromptEncoder(tokenizer, CHOICE, (), "causal", 16, max_new_tokens=6)
+    for encoded, room in ((encoder.encode([long]), 16), (encoder.encode_questions([long]), 10)):
+        batch = encoded.batch([0])
+        assert encoded.cut == 1 and batch["attention_mask"].sum(dim=1).max() == room
+        assert "\nSentiment:" in tokenizer.decode(batch["input_ids"][0])
+    with pytest.raises(UserError, match="max_length must leave room for the text, got 9 tokens for row 1"):
+        PromptEncoder(tokenizer, CHOICE, (), "causal", 9, max_new_tokens=6).encode_questions([long])
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "line"),
+    [
+        ("encode", Example("a", 0), "every row must have choices of its own, got none in row 1"),
+        ("encode_answers", Example("a", 0), "every row must have answers of its own, got none in row 1"),
+    ],
+)
+def test_rows_without_what_is_asked_are_refused(read, row, line):
+    tokenizer = unigram()
+    encoder = PromptEncoder(tokenizer, CHOICE, (), "text-to-text", 40, start=0)
+    with pytest.raises(UserError, match=line):
+        getattr(encoder, read)([row])
+
+
+def test_words_and_rows_of_ones_own_do_not_go_together():
+    tokenizer = unigram()
+    with pytest.raises(UserError, match="words must stay away where rows have choices"):
+        PromptEncoder(tokenizer, Prompt("{text}", {"a": "good", "b": "bad"}), (), "text-to-text", 40, start=0)
+
+
+def test_what_is_saved_says_how_it_answers(language_models, tmp_path):
+    made = surface(language_models, "llama", ANSWER)
+    assert "answers said ' {answer}\\n'" in made.describe()
+    made.save(tmp_path)
+    note = json.loads((tmp_path / "gradientless.json").read_text())
+    assert (note["max_new_tokens"], note["prompt"]["answer"]) == (9, " {answer}\n")
+    again = load(tmp_path)
+    assert isinstance(again, FullSurface) and again.reading.encoder.prompt == ANSWER
+    assert isinstance(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), transformers.LlamaForCausalLM)
