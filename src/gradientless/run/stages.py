@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gradientless.errors import UserError
 from gradientless.language.surfaces import Surface
 from gradientless.language.tasks import Splits
-from gradientless.run.assemble import make_optimizer, make_surface
+from gradientless.run.assemble import Rows, make_optimizer, make_surface
 from gradientless.run.config import RunConfig, Stage
-from gradientless.run.losses import loss_named
+from gradientless.run.losses import loss_of
 from gradientless.run.objective import Objective
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.search.noise import Noise
@@ -100,9 +101,12 @@ def check(stages: Sequence[Stage], splits: Splits, device: str) -> None:
 def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
     surface = make_surface(config, splits.labels, device)
     optimizer = make_optimizer(config, surface)
-    encoded = surface.encode(splits.train[:2])
-    part = surface.prepare(encoded.batch(range(len(encoded)))), encoded.labels.to(surface.device)
-    objective = Objective(surface, [part], Noise(config.seed), loss_named(config.loss))
+    few = config.model_copy(update={"surface": config.surface.model_copy(update={"recompute": True})})
+    loss = loss_of(config.loss, config.reward, splits.kind, splits.labels)
+    rows = Rows(surface, splits.train[:2], few, "", loss)
+    every = np.arange(len(rows.encoded))
+    part = surface.prepare(rows.part(every)), rows.expected(every)
+    objective = Objective(surface, [part], Noise(config.seed), rows.loss)
     if not isinstance(optimizer, ForwardOptimizer):
         objective.backward()
     elif optimizer.forecast(1) <= MANY:
