@@ -573,6 +573,9 @@ def _over(whole: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
         known = {"recompute", *options_of(SURFACES[name])}
         below["surface"] = {key: value for key, value in surface.items() if key in known}
+    if "seed" in own:  # which draws batches and noise anew, but no other rows: one stage's are not another's validation
+        default = RunConfig.model_fields["seed"].default
+        below["data"] = {"split_seed": whole.get("seed", default)} | _without_none(_plain(whole.get("data")))
     return stack(below, own)[0]
 
 

@@ -1,0 +1,343 @@
+"""Runs of several stages: the recipes of docs/stages.md on tiny models, stopped, killed, resumed, replayed; refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_run
+from gradientless import cli
+from gradientless.errors import UserError
+from gradientless.language.surfaces import SURFACES, FullSurface
+from gradientless.run import train as training
+from gradientless.run.config import RunConfig
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.train import Run
+from pages import ROOT, blocks
+
+RECIPES = {block.text.partition("\n")[0].lstrip("# "): block.text for block in blocks(ROOT / "docs" / "stages.md")
+           if block.language == "toml"}  # fmt: skip
+ANSWERS = ("prompt.text={text} the film was", 'prompt.words.negative=" bad"', 'prompt.words.positive=" good"')
+SHORT = ("data.few_shot=default", "data.max_length=16", "batch_size=8", "evaluate_every=3", "checkpoint_every=2",
+         "log_every=2", "device=cpu")  # fmt: skip
+OWN = {  # recipe -> model, further settings
+    "MeZO on the whole": ("llama", (*ANSWERS, "stages.2.surface.reduction=4")),
+    "a head by": ("bert", ("stages.1.optimizer.radius=0.1", "stages.2.surface.rank=2", "stages.2.batch_size=8")),
+}
+
+
+def gradientless(*arguments: str) -> int:
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "bert": tiny_run.make_model(folder / "bert"),
+        "llama": families.save("llama", folder / "llama"),
+        "masked": families.save("bert", folder / "masked"),
+    }
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> str:
+    return tiny_run.write_table(tmp_path_factory.mktemp("rows") / "rows.csv", 40)
+
+
+@pytest.fixture
+def command(models, rows, tmp_path):
+    """command(recipe's text, model, settings, …) -> the arguments of a run into the folder `name`."""
+
+    def build(text: str, model: str, *more: str, name: str = "run") -> list[str]:
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(text, "utf-8")
+        settings = (*SHORT, f"data.path={rows}", f"model={models[model]}", *more)
+        return ["train", str(recipe), *settings, "--out", str(tmp_path / name)]
+
+    return build
+
+
+def saved(run: Path) -> dict[str, bytes]:
+    """The files that two equal runs have alike."""
+    names = ("*.safetensors", "metrics.jsonl", "trajectory.bin")
+    files = sorted(file for name in names for file in run.rglob(name))
+    return {str(file.relative_to(run)): file.read_bytes() for file in files if "replayed" not in file.parts}
+
+
+class Killed(BaseException):
+    pass
+
+
+def killing(monkeypatch, owner, name: str, at=lambda *_: True, after: bool = False):
+    """Once: die before (or after) the first call of `owner.name` whose arguments `at` chooses."""
+    whole, done = getattr(owner, name), []
+
+    def dying(*arguments, **options):
+        if done or not at(*arguments):
+            return whole(*arguments, **options)
+        done.append(True)
+        if after:
+            whole(*arguments, **options)
+        raise Killed
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize("title", OWN)
+def test_recipes_run_stop_resume_and_replay(title, command, tmp_path, monkeypatch, capsys):
+    (text,) = (text for name, text in RECIPES.items() if name.startswith(title))
+    model, more = OWN[title]
+    more = (*more, "stages.1.steps=4", "stages.2.steps=5", "stages.2.evaluate_every=3")
+    assert gradientless(*command(text, model, *more)) == 0
+    run, told = tmp_path / "run", capsys.readouterr()
+    first, second = sorted((run / "stages").iterdir())
+    assert f"from stage {first.name}: its " in " ".join(told.err.split())
+    assert re.search(rf"{first.name} +[\d.]+% after \d+ passes", told.out) and (run / "plot.png").exists()
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    assert list(summary["stages"]) == [first.name, second.name] and summary["steps"] == 9
+    assert summary["forward_passes"] == sum(each["forward_passes"] for each in summary["stages"].values())
+    assert summary["metrics"] == summary["stages"][second.name]["metrics"]
+
+    step = Run.step
+
+    def stopping(self, t, logged):
+        if t == 2 and self.folder.path.name == second.name:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, t, logged)
+
+    monkeypatch.setattr(Run, "step", stopping)
+    assert gradientless(*command(text, model, *more, name="stopped")) == cli.STOPPED
+    assert f"saved at step 3 of stage {second.name}; continue with: " in capsys.readouterr().err
+    monkeypatch.setattr(Run, "step", step)
+    assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
+    assert saved(tmp_path / "stopped") == saved(run)
+
+    capsys.readouterr()
+    assert gradientless("replay", str(run)) == 0
+    replayed = capsys.readouterr().out
+    for place in (first, second):
+        logged = (place / "trajectory.bin").exists()
+        assert re.search(rf"{place.name}(: bit-equal to the run +yes| +not replayed: adamw)", replayed)[1][0] == (
+            ":" if logged else " "
+        )
+    assert gradientless("eval", str(run), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+    assert gradientless("predict", str(run), "a good film") == 0
+    assert gradientless("train", "--out", str(first), "--resume") == 2
+    assert capsys.readouterr().err.startswith("out: must be a run, got a stage of")
+
+
+def test_killed_between_stages(command, tmp_path, monkeypatch):
+    text = """
+        optimizer = {name = "adamw", lr = 1e-2}
+        steps = 3
+        [[stages]]
+        surface = {name = "lora", rank = 2}
+        [[stages]]
+        surface.name = "bias"
+        [[stages]]
+        surface = {name = "lst", reduction = 4}
+    """
+    straight, out = command(text, "bert"), command(text, "bert", name="killed")
+    assert gradientless(*straight) == 0
+
+    def within(number: str):
+        return lambda folder, *_: folder.path.name.startswith(number)
+
+    for owner, name, at, after in (
+        (RunFolder, "write_summary", within("1-"), False),
+        (RunFolder, "write_summary", within("1-"), True),
+        (RunFolder, "write_config", within("2-"), False),
+        (training, "_end", lambda run, *_: run.folder.path.name.startswith("3-"), True),
+        (RunFolder, "write_summary", within("killed"), False),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killing(patch, owner, name, at, after)
+            cli.main([*out, "--resume"])
+    assert gradientless(*out, "--resume") == 0
+    assert saved(tmp_path / "killed") == saved(tmp_path / "run")
+    assert len(list((tmp_path / "run" / "stages").iterdir())) == 3
+
+
+def test_a_stage_starts_where_the_one_before_ended(command, tmp_path):
+    """Stages of no learning rate leave what they took up: an adapter kept, then merged; the head with it."""
+    text = """
+        steps = 3
+        optimizer = {name = "adamw", lr = 0.0}
+        [[stages]]
+        surface = {name = "side_lora", rank = 2}
+        optimizer.lr = 0.1
+        [[stages]]
+        surface = {name = "side_lora", rank = 2}
+        seed = 7
+        [[stages]]
+        surface = {name = "lora", rank = 2}
+        [[stages]]
+        surface = {name = "full"}
+    """
+    assert gradientless(*command(text, "bert")) == 0
+    run = tmp_path / "run"
+    losses = [
+        each["metrics"]["loss"] for each in json.loads((run / "summary.json").read_text("utf-8"))["stages"].values()
+    ]
+    assert losses[1] == losses[0] and losses[2:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    adapters = [load_file(run / "stages" / name / "model" / "adapter_model.safetensors") for name in
+                ("1-adamw-side_lora", "2-adamw-side_lora")]  # fmt: skip
+    assert all(torch.equal(adapters[1][name], tensor) for name, tensor in adapters[0].items())
+    assert any(tensor.any() for name, tensor in adapters[0].items() if "lora_B" in name)
+    plain = load_file(run / "stages" / "3-adamw-lora" / "model" / "base" / "model.safetensors")
+    before = load_file(run / "stages" / "1-adamw-side_lora" / "model" / "base" / "model.safetensors")
+    name = "bert.encoder.layer.0.attention.output.dense.weight"
+    assert not torch.equal(plain[name], before[name])
+
+
+@pytest.mark.parametrize("surface", ["ia3", "lora", "side_lora"])
+def test_merged_is_the_same_model(surface, models, tmp_path):
+    tuned = SURFACES[surface].create(models["bert"], ("negative", "positive"), max_length=16)
+    with torch.no_grad():
+        for tensor in tuned.trainable().values():
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    encoded = tuned.encode([training.Example("a good film", 1), training.Example("the dull plot", 0)])
+    before = tuned.logits(tuned.prepare(encoded.batch([0, 1])))
+    tuned.save_merged(tmp_path)
+    merged = FullSurface.load(tmp_path)
+    torch.testing.assert_close(merged.logits(merged.prepare(encoded.batch([0, 1]))), before, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tuned.logits(tuned.prepare(encoded.batch([0, 1]))), before)
+    fresh = FullSurface.create(models["bert"], ("negative", "positive"), max_length=16)
+    assert not torch.allclose(fresh.logits(fresh.prepare(encoded.batch([0, 1]))), before)
+
+
+ADAMW = 'optimizer = {name = "adamw", lr = 1e-3}\nsteps = 2\n'
+REFUSALS = [
+    (
+        "bert",
+        "[[stages]]\nsurface.name = 'head'\n[[stages]]\nsurface = {name = 'lora', rank = 40}\n",
+        ["stages[2]: lora: rank must be from 1 to 16, the narrowest layer's width, got 40"],
+    ),
+    (
+        "bert",
+        "[[stages]]\nsurface = {name = 'lst', reduction = 4, start = 'previous'}\n"
+        "[[stages]]\nsurface = {name = 'lst', reduction = 8}\n[[stages]]\nsurface.name = 'head'\n",
+        [
+            "stages[1].surface.start: 'previous' needs a stage before, got the first",
+            "stages[2]: needs a place for what stages[1] tuned, side network (reduction 4); got side network "
+            "(reduction 8), linear classifier on mean pooling",
+            "stages[3]: needs a place for what stages[2] tuned, side network (reduction 8), linear classifier on mean "
+            "pooling; got library head on cls pooling, 16 -> 16 (tanh) -> 2",
+        ],
+    ),
+    (
+        "bert",
+        "[[stages]]\nsurface.name = 'full'\n[[stages]]\nsurface = {name = 'lst', reduction = 4, start = 'previous'}\n",
+        [
+            "stages[2].surface.start: 'previous' needs side network (reduction 4) or linear classifier on mean "
+            "pooling of stages[1], got weights of the model, library head on cls pooling, 16 -> 16 (tanh) -> 2"
+        ],
+    ),
+    (
+        "bert",
+        "[[stages]]\nsurface.name = 'head'\n[[stages]]\nsurface = {name = 'lora', rank = 2, head = 'linear'}\n",
+        [
+            "stages[2]: needs a place for what stages[1] tuned, library head on cls pooling, 16 -> 16 (tanh) -> 2; got "
+            "lora (rank 2, alpha 16.0, targets None), linear head on mean pooling, 16 -> 2"
+        ],
+    ),
+    (
+        "masked",
+        "prompt.text = '{text} film {mask}'\nprompt.words = {negative = 'bad', positive = 'good'}\n"
+        "[[stages]]\nsurface = {name = 'full', readout = 'head'}\n"
+        "[[stages]]\nsurface = {name = 'lst', reduction = 4, readout = 'prompt'}\n",
+        [
+            "stages[2]: readout 'prompt' needs a model with its output layer, got the one that stages[1] leaves under "
+            "a classification head"
+        ],
+    ),
+    (
+        "bert",
+        "[[stages]]\nsurface.name = 'head'\n[[stages]]\nsurface = {name = 'lora', rank = 2}\n"
+        "optimizer = {name = 'mezo', evaluator = 'inject'}\n",
+        ["stages[2]: inject: directions must be low-rank, got a dense change of "],
+    ),
+    (
+        "bert",
+        "[[stages]]\nsurface.name = 'full'\nmodel = 'x'\nsteps = 0\n[[stages]]\nname = 'a/b'\noptimizer.lrr = 1\n",
+        [
+            "stages[1].model: must stand above the stages, got 'x'",
+            "stages[1].steps: must be >= 1, got 0",
+            "stages[2].name: must be letters, digits, - and _, got 'a/b'",
+            "stages[2].optimizer: unknown option of adamw 'lrr'; did you mean 'lr'?",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "text", "lines"), REFUSALS, ids=range(len(REFUSALS)))
+def test_refused_before_anything_runs(model, text, lines, command, tmp_path, capsys):
+    assert gradientless(*command(ADAMW + text, model)) == 2
+    told = [line for line in capsys.readouterr().err.rstrip("\n").split("\n") if line.startswith("stages")]
+    assert len(told) == len(lines) and all(map(str.startswith, told, lines)), told
+    assert not (tmp_path / "run").exists()
+
+
+class TestConfiguration:
+    def test_what_a_stage_does_not_say_is_as_above(self, tmp_path):
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(RECIPES[next(iter(RECIPES))], "utf-8")
+        config = RunConfig.load(recipe, ["stages.ladder.steps=7", "stages.1.seed=3", "surface.recompute=true"])
+        first, second = (stage.config for stage in config.staged)
+        assert [stage.folder for stage in config.staged] == ["1-mezo-full", "2-ladder"]
+        assert (first.seed, second.seed, first.steps, second.steps) == (3, 42, 4000, 7)
+        assert first.optimizer.arguments == {"lr": 1e-6} and second.optimizer.arguments == {"lr": 1e-3}
+        assert second.surface.readout == "prompt" and second.surface.recompute and second.data.few_shot == 16
+        recipe.write_text(config.toml(), "utf-8")
+        again = RunConfig.load(recipe)
+        assert again == config and again.staged == config.staged
+        other = RunConfig.load(recipe, ["stages.2.steps=8"])
+        assert other.differences(config) == ["stages[2].steps: 8 here, 7 there"]
+
+    def test_options_of_another_surface_stay_behind(self, tmp_path):
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(
+            "surface = {name = 'lora', rank = 2, pooling = 'mean'}\n[[stages]]\n[[stages]]\nsurface.name = 'head'\n"
+        )
+        first, second = (stage.config.surface for stage in RunConfig.load(recipe).staged)
+        assert first.rank == 2 and second.rank is None and second.pooling == "mean"
+
+    @pytest.mark.parametrize(
+        ("setting", "line"),
+        [
+            ("stages=3", "stages: must be a list of tables, got 3"),
+            ("stages.3.steps=1", "stages: unknown stage '3'. Known: 1, 2, ladder"),
+            ("stages.1=3", "stages.1: must be a table, got 3"),
+        ],
+    )
+    def test_no_such_stage(self, setting, line, tmp_path):
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(RECIPES[next(iter(RECIPES))], "utf-8")
+        with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+            RunConfig.load(recipe, [setting])
+
+    def test_a_start_without_a_stage_before(self, command, tmp_path, capsys):
+        assert gradientless(*command(ADAMW, "bert", "surface.start=previous")) == 2
+        line = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert line == "surface.start: 'previous' needs a stage before, got a run without one"
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("program", [("diagnose",), ("compare", "--methods", "mezo", "--forward-passes", "10")])
+    def test_programs_of_one_surface_refuse_stages(self, program, command, capsys):
+        recipe, *settings = command("[[stages]]\n", "bert")[1:-2]
+        name, *more = program
+        assert gradientless(name, recipe, *settings, *more) == 2
+        assert capsys.readouterr().err.startswith("stages: must not stand in a recipe to ")
