@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -567,6 +568,51 @@ def test_a_diverging_run_says_what_to_lower():
         for closure.t in range(70, 140):
             optimizer.step(closure)
     assert len(told) == 1
+
+
+def test_a_resumed_run_warns_as_the_straight_one(tmp_path):
+    """From the state, from the log, and never twice."""
+
+    def loss(p, t):
+        return 0.7 if t < 60 else 0.7 * 1.1 ** (t - 60)
+
+    def steps(optimizer, closure, first, last):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for closure.t in range(first, last):
+                optimizer.step(closure)
+        return [str(each.message) for each in told]
+
+    params = make_params()
+    optimizer = MeZO(params.items(), lr=1e-4, eps=0.1)
+    log = optimizer.record(tmp_path / "log")
+    closure = Closure(params, loss)
+    assert not steps(optimizer, closure, 0, 65)
+    early = copy.deepcopy(optimizer.state_dict())
+    (said,) = steps(optimizer, closure, 65, 140)
+    late = copy.deepcopy(optimizer.state_dict())
+
+    resumed = MeZO(params.items(), lr=1e-4, eps=0.1)
+    resumed.load_state_dict(early)
+    assert steps(resumed, closure, 65, 140) == [said]
+    resumed.load_state_dict(late)
+    assert not steps(resumed, closure, 140, 150)
+    resumed.load_state_dict(early)
+    for step in range(65, 140):
+        resumed.replay_step(log[step])
+    assert resumed.search_state() == late["search"]["method"]
+
+
+def test_a_saved_state_is_not_measured_against_the_weights_again():
+    """Weights may have grown past what eps was checked for: the run goes on as it would have."""
+    tensor = nn.Parameter(torch.ones(50))
+    optimizer = MeZO([("w", tensor)], eps=1e-5)
+    state = optimizer.state_dict()
+    with torch.no_grad():
+        tensor.mul_(1000)
+    with pytest.raises(UserError, match=r"MeZO: eps must be >= 1\.\de-04"):
+        MeZO([("w", tensor)], eps=1e-5)
+    optimizer.load_state_dict(state)
 
 
 def test_coordinates_are_for_small_problems():

@@ -36,6 +36,7 @@ from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
+from gradientless.search.optim.spsa import NotFinite
 from gradientless.search.trajectory import Trajectory
 
 PASSES_OF_FIRST_ORDER = 1 + BACKWARD
@@ -95,6 +96,7 @@ class Run:
         self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
         if self.forward is not None:
             self.forward.fused = True  # restore, update and next probe in one pass; `evaluate` settles
+            self.forward.warns = False  # this loop does
         self.rate_name = "radius" if "radius" in optimizer_options(config.optimizer.name)[0] else "learning rate"
         self.steps = self._length()
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
@@ -148,7 +150,11 @@ class Run:
             group["lr"] = rate
         objective = self.train_rows.objective(t, self.noise, self.say)
         if self.forward is not None:
-            return self.forward.step(objective)
+            try:
+                return self.forward.step(objective)
+            except NotFinite as error:
+                told = f"{error}; gradientless export {self.folder.path} --out DIR writes these weights"
+                raise UserError(told) from None
         self.optimizer.zero_grad(set_to_none=True)
         loss = objective.backward()
         self.optimizer.step()

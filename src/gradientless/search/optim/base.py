@@ -51,6 +51,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         point, from where the next step goes on in one pass; call `settle()` before the weights are used for anything
         else. Set it before `record`.
     check: evaluate one point twice in the first step and warn when the losses differ.
+    warns: an attribute, True at first: methods that watch their losses warn when these grow.
     """
 
     name = "ForwardOptimizer"
@@ -88,6 +89,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._known: dict[Point, list[float]] = {}  # losses measured in this step: a point met again costs nothing
         self._noise = Noise(seed, noise)
         self.fused = False
+        self.warns = True
         self._build()
         self.walking = resolve(evaluator, self.space, None, model) == "walk"
         if self.walking:
@@ -174,6 +176,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 )
         for group in self.param_groups:
             self.check_group({**group, "lr": 1.0} if saved and group["lr"] == 0 else group)
+            if not saved:
+                self.check_weights(group)
         self._noted = None  # other tensors, or a state whose weights may be loaded after it
         self._group_of = {name: group for group in self.param_groups for name in group["names"]}
         self._injection: Injection | None = None
@@ -181,6 +185,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise `UserError` for options that make no sense, naming the tensor."""
+
+    def check_weights(self, group: Mapping[str, Any]) -> None:
+        """Raise `UserError` for options that do not go with the weights as the search finds them at its start."""
 
     def blocks(self) -> list[Block]:
         """The blocks that this search addresses beyond ALL."""
@@ -352,8 +359,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if not self._said:
             self._said = True
             warnings.warn(
-                f"{self.name}: parameters must not change between logged steps, got '{name}' written to: unless it holds "
-                "what it held, the log no longer leads to these weights; call record again, with a new file",
+                f"{self.name}: parameters must not change between logged steps, got '{name}' written to: unless it "
+                "holds what it held, the log no longer leads to these weights; call record again, with a new file",
                 stacklevel=4,
             )
 

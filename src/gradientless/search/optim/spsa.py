@@ -45,6 +45,10 @@ _EARLY = 50  # steps whose mean loss tells where a run began
 VARIANCES = ("none", "grad_norm", "param_norm")
 
 
+class NotFinite(UserError):
+    """Too many steps in a row whose losses were not finite; the weights are those before them."""
+
+
 class Part(NamedTuple):
     """Tensors that share ε, η and σ: a block, its parameter group's index and its layer."""
 
@@ -151,8 +155,8 @@ class SPSA(ForwardOptimizer):
         self.skipped = self._in_a_row = 0
         self.sigma: dict[str, float] = {}  # by layer; 1 where it is missing
         self._last: float | None = None  # the loss that a one-point estimate is compared with
-        self._early: list[float] = []  # reported losses that later ones are held against
-        self._recent = 0.0
+        self._seen = 0  # finite losses so far, at most _EARLY
+        self._first = self._recent = 0.0  # the mean loss of the first steps, and about that of the last ones
         self._warned = False
         defaults = {
             "lr": lr,
@@ -195,9 +199,8 @@ class SPSA(ForwardOptimizer):
             check_selection(self.name, group["selection"], group["entries"], group["indices"], each, tensor.numel())
         if group["indices"] is not None and len(group["params"]) > 1:
             raise UserError(f"{self.name}: indices must be given for a group of one tensor")
-        self._check_eps(group)
 
-    def _check_eps(self, group: Mapping[str, Any]) -> None:
+    def check_weights(self, group: Mapping[str, Any]) -> None:
         """A probe must move a weight of the usual size: by one unit in the last place at the least.
 
         Not where probes are added inside the modules: they never meet the weights."""
@@ -339,7 +342,7 @@ class SPSA(ForwardOptimizer):
         """Change nothing, because a loss was not finite; `patience` times in a row is an error."""
         if self._in_a_row + 1 >= self.patience:
             group = self.param_groups[0]
-            raise UserError(
+            raise NotFinite(
                 f"{self.name}: losses must be finite, got {self.patience} steps in a row without; the weights are "
                 f"those before; lower lr ({group['lr']:g}) or eps ({group['eps']:g})"
             )
@@ -360,24 +363,32 @@ class SPSA(ForwardOptimizer):
 
     def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
         loss = super().step(closure)
-        if math.isfinite(loss):
-            self._watch(loss)
+        self._watch(loss, self.warns)
         return loss
 
-    def _watch(self, loss: float) -> None:
+    def replay_step(self, payload: bytes) -> float:
+        loss = super().replay_step(payload)
+        self._watch(loss, False)  # what the logged steps had to say was said then
+        return loss
+
+    def _watch(self, loss: float, warns: bool) -> None:
         """Say once, when losses have grown far beyond those of the first steps, what to lower."""
-        if len(self._early) < _EARLY:
-            self._early.append(loss)
-            self._recent = sum(self._early) / len(self._early)
+        if not math.isfinite(loss):
+            return
+        if self._seen < _EARLY:
+            self._seen += 1
+            self._first += (loss - self._first) / self._seen
+            self._recent = self._first
             return
         self._recent += (loss - self._recent) / _EARLY
-        first = sum(self._early) / _EARLY
-        if not self._warned and self._recent > first + 2 * abs(first):
-            self._warned = True
-            group = self.param_groups[0]
+        if self._warned or self._recent <= self._first + 2 * abs(self._first):
+            return
+        self._warned = True
+        if warns:
+            lr, recent, first = self.param_groups[0]["lr"], self._recent, self._first
             warnings.warn(
-                f"{self.name}: the loss must not grow, got about {self._recent:.3g} at step {self.t} after {first:.3g} "
-                f"over the first {_EARLY}; lower lr ({group['lr']:g}), or average more samples ({self.samples})",
+                f"{self.name}: the loss must not grow, got about {recent:.3g} at step {self.t} after {first:.3g} "
+                f"over the first {_EARLY}; lower lr ({lr:g}), or average more samples ({self.samples})",
                 stacklevel=3,
             )
 
@@ -401,11 +412,13 @@ class SPSA(ForwardOptimizer):
             "in_a_row": self._in_a_row,
             "sigma": dict(self.sigma),
             "last": self._last,
+            "watched": [self._seen, self._first, self._recent, self._warned],
         }
 
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
         self.sigma, self._last = dict(state["sigma"]), state["last"]
+        self._seen, self._first, self._recent, self._warned = state.get("watched", (0, 0.0, 0.0, False))
 
 
 _NORMALISATIONS = tuple(
