@@ -102,6 +102,7 @@ class Run:
             console.print(f"start       {line}", highlight=False)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
+        self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
         self.base = base_checksum(self.surface)
 
     def _length(self) -> int:
@@ -125,6 +126,7 @@ class Run:
 
     def step(self, t: int, logged: bytes | None) -> float:
         """Step `t`: measured, or repeated from its record in the trajectory. Returns its loss."""
+        self.last = None
         if self.forward is not None and logged is not None:
             return self.forward.replay_step(logged)
         for group, rate in zip(self.optimizer.param_groups, self.rates(t), strict=True):
@@ -206,13 +208,15 @@ class Run:
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, found[self.ranked], loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
-            self.folder.save_checkpoint(weights, {}, done.step, BEST)
+            self.folder.save_checkpoint(weights, {"found": found}, done.step, BEST)
         return better
 
-    def set_best(self) -> None:
+    def set_best(self) -> dict[str, float]:
+        """Take up the best weights; returns what their evaluation found."""
         loaded = self.folder.load_checkpoint(BEST)
         assert loaded is not None
         self._set_weights(loaded[0])
+        return loaded[1].get("found") or self.evaluate()
 
     # The whole -------------------------------------------------------------------------------------------------------
 
@@ -290,6 +294,7 @@ class Run:
         found = self.evaluate()
         self._log("validation", found, events)
         self.keep_if_best(found)
+        self.last = found
         self.folder.append_timings({"step": self.done.step, "seconds": time.perf_counter() - start})
         return found[self.ranked]
 
@@ -374,9 +379,8 @@ def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: C
 
 
 def _end(run: Run, started: float) -> dict[str, Any]:
-    last = run.evaluate()
-    run.set_best()
-    found = run.evaluate()
+    last = run.last if run.last is not None else run.evaluate()
+    found = run.set_best()
     with run.folder.replacing(run.folder.model) as place:
         run.surface.save(place)
     timings = run.folder.read_timings()
