@@ -369,14 +369,17 @@ def predict(
     batch_size: BatchSize = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
-    """Label and probability of texts.
+    """Label and probability of texts; or the choice or answer for rows of a table, by the columns of the run's task.
 
     \b
     gradientless predict runs/thesis "a gripping film" "a dull one"
+    gradientless predict runs/squad --file questions.jsonl --format jsonl
     gradientless predict runs/thesis --file reviews.csv --text-column review --out labels.csv
     cat reviews.txt | gradientless predict runs/thesis --format jsonl
     """
-    from gradientless.run.predict import FORMATS, lines_of, predict_texts, read_texts, render
+    from gradientless.language.tasks import Example
+    from gradientless.run import predict as predictions
+    from gradientless.run.predict import FORMATS, TABLES, lines_of, predict_texts, read_texts, render
 
     lines = []
     if form not in FORMATS:
@@ -390,14 +393,24 @@ def predict(
     if lines:
         raise UserError("\n".join(lines))
     pairs: list[str] | None = None
-    if file is not None:
+    rows: list[Example] = []
+    own = predictions.answers_rows(run)  # choices or answers stand in the rows
+    if own and file is not None and file.suffix.lower() in TABLES:
+        rows = predictions.read_rows(run, file)
+    elif file is not None:
         texts, pairs = read_texts(file, text_column, text_pair_column)
     elif not texts:
         if sys.stdin.isatty():
             print("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr)
         texts = lines_of(sys.stdin.buffer.read(), "standard input")
-    labels, probabilities = predict_texts(run, texts, pairs, batch_size, device)
-    answer = "".join(render(form, texts, pairs, labels, probabilities))
+    if own:
+        rows = rows or [Example(text, 0) for text in texts or ()]
+        answer = "".join(
+            predictions.render_answers(form, rows, *predictions.predict_rows(run, rows, batch_size, device))
+        )
+    else:
+        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device)
+        answer = "".join(render(form, texts or (), pairs, labels, probabilities))
     if out is None:
         sys.stdout.write(answer)
         return

@@ -435,7 +435,10 @@ class TestCommand:
             (["--methods", "mezzo"], "methods: unknown method 'mezzo'; did you mean 'mezo'?"),
             (["--seeds", "1,x"], "--seeds: must be different whole numbers >= 0 with commas between them, got '1,x'"),
             (["--seeds", "1,1"], "--seeds: must be different whole numbers"),
-            (["--task", "copa"], "task: must be a classification task so far, got 'copa', which is choice"),
+            (
+                ["--task", "squad", "--methods", "mezo", "--forward-passes", "9", "loss=accuracy"],
+                "loss: must be lm, exact-match, token-f1 or reward for a task of kind generation, got 'accuracy'",
+            ),
             (["--task", "sst-2"], "task: unknown task 'sst-2'; did you mean 'sst2'?"),
         ],
     )

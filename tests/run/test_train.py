@@ -240,7 +240,7 @@ class TestMethods:
         train("third", *GLD, steps=4)
         assert calls == []
         train("recomputed", *GLD, "surface.recompute=true", steps=4)
-        assert calls[:4] == [16, 16, 16, 16] and sum(calls) == 4 * 16 + 3 * 30
+        assert calls[:4] == [16, 16, 16, 16] and sum(calls) == 4 * 16 + 30  # weights are evaluated once
 
     def test_dropout_warns_methods_that_compare_losses(self, train):
         with pytest.warns(UserWarning, match="GLD: the loss at one point must not change within a step"):

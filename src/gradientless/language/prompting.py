@@ -514,13 +514,15 @@ SEPARATOR = "\n\n"
 def with_demonstrations(prompt: Prompt, family: str, examples: Sequence[Example], labels: Sequence[str]) -> Prompt:
     """`prompt` behind answered rows: in-context learning. Two line feeds stand between them.
 
-    A row is said as the family's encoder would read it, its label word at the slot behind the white space that belongs
-    to the word. labels: label names by class index.
+    A row is said as the family's encoder would read it, its label word (or right choice, or answer) at the slot behind
+    the white space that belongs to the word. labels: label names by class index.
     """
     front, back, joint = _sides(prompt, family)
     said = []
     for example in examples:
-        row, word = {name: example.value(name) for name in prompt.fields}, prompt.words[labels[example.label]]
+        row = {name: example.value(name) for name in prompt.fields}
+        right = example.label if example.choices else 0
+        word = prompt.words[labels[example.label]] if labels else prompt.says(example)[right]
         gap = word[: len(word) - len(word.lstrip())] or (" " if joint is None else joint)
         said.append(_render(front, row) + gap + word.strip() + _render(back, row) + SEPARATOR)
     literal = "".join(said).replace("{", "{{").replace("}", "}}")

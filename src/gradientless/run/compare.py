@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from gradientless.errors import UserError, unknown
-from gradientless.language.metrics import f1_name
+from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.language.splits import held_out
 from gradientless.language.tasks import Splits
 from gradientless.run.config import NOT_RESULTS, RunConfig
-from gradientless.run.evaluation import evaluate_folder, load_splits, score
+from gradientless.run.evaluation import evaluate_folder, load_splits
 from gradientless.run.layers import parse_value, shown
 from gradientless.run.named import is_own
 from gradientless.run.report import Column, markdown_table, percent, table_cells
@@ -95,10 +95,13 @@ class Comparison:
     def caption(self) -> str:
         about = self.about
         seeds = ", ".join(map(str, about["seeds"]))
+        meant = "; ".join(
+            about[key] for key in ("accuracy_means", "f1_means") if about.get(key, "accuracy") != "accuracy"
+        )
         chosen = ", on which tuned methods also chose their best evaluation" if about["split"] == "validation" else ""
         return (
             f"{about['task']} with {about['model']}: mean (standard deviation) over seeds {seeds}, scored on "
-            f"{about['rows']:,} {about['split']} rows{chosen}; {about['f1_means']}. Forward passes: over one batch, to "
+            f"{about['rows']:,} {about['split']} rows{chosen}; {meant}. Forward passes: over one batch, to "
             f"learn, not to score; a backward pass counts as two, so that a first-order step costs "
             f"{PASSES_OF_FIRST_ORDER}. Time: of training with its evaluations, or of the whole method where nothing is "
             "tuned. Peak memory: above the loaded model."
@@ -263,7 +266,8 @@ def _about(methods: Sequence[Method], configs: Sequence[RunConfig], splits: Spli
         "seeds": [each.seed for each in configs],
         "split": "test" if splits.test else "validation",
         "rows": len(held_out(splits)),
-        "f1_means": f1_name(splits.labels),
+        "accuracy_means": accuracy_name(splits.labels, splits.kind),
+        "f1_means": f1_name(splits.labels, splits.kind),
         "methods": {each.label: {"method": each.name, "settings": list(each.overrides)} for each in methods},
     }
 
@@ -317,11 +321,9 @@ def _measured(method: Method, config: RunConfig, splits: Splits, out: Path, cons
     try:
         if method.tunes:
             return _tuned(method, config, splits, out, console)
-        import torch
-
         found = WAYS[method.name].use(config, splits, method.options)
         return {
-            "metrics": score(found.logits, torch.tensor([row.label for row in rows])),
+            "metrics": dict(found.metrics),
             "forward_passes": found.forward_passes,
             "seconds": round(found.seconds, 3),
             "peak_memory_mib": round(found.peak_memory_mib, 1),
@@ -347,5 +349,5 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
     if splits.test:
         size = config.micro_batch_size or 64
         found = evaluate_folder(folder.path, splits, "test", batch_size=size, device=config.device)
-        metrics = {key: found[key] for key in metrics}
+        metrics = {key: found[key] for key in metrics if key in found}
     return {"metrics": metrics, **{key: summary[key] for key in ("forward_passes", "seconds", "peak_memory_mib")}}

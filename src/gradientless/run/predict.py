@@ -1,4 +1,6 @@
-"""Labels and probabilities for new texts, with the model of a run folder or a folder that a surface saved."""
+"""Labels for new texts, choices among a row's own, and texts that are written: with the model of a run folder, or of a
+folder that a surface saved.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,14 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradientless.errors import UserError
+
+if TYPE_CHECKING:
+    from gradientless.language.tasks import Example
 
 FORMATS = ("csv", "jsonl")
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -37,6 +43,66 @@ def predict_texts(
     encoded = surface.encode(examples)
     probabilities = torch.softmax(logits_of(surface, encoded, batch_size), dim=-1).numpy()
     return [surface.labels[i] for i in probabilities.argmax(axis=1)], probabilities
+
+
+def answers_rows(run_or_model: str | Path) -> bool:
+    """Whether the saved model chooses among a row's own choices or writes, and has no labels. Raises UserError."""
+    from gradientless.language.surfaces.saved import read_note
+    from gradientless.run.evaluation import model_folder
+
+    return not read_note(model_folder(run_or_model)).get("labels")
+
+
+def predict_rows(
+    run_or_model: str | Path, rows: Sequence[Example], batch_size: int = 64, device: str = "auto"
+) -> tuple[list[str], np.ndarray | None]:
+    """What the saved model chooses or writes for each of `rows` [N]; and the probability of the choice, float32 [N], of
+    all that the row has (None where texts are written). Raises UserError."""
+    import torch
+
+    from gradientless.run.evaluation import load_surface, logits_of, texts_of
+    from gradientless.run.losses import chosen
+
+    if batch_size < 1:
+        raise UserError(f"batch_size: must be >= 1, got {batch_size}")
+    surface = load_surface(run_or_model, device)
+    if not rows[0].choices:
+        return texts_of(surface, surface.encode_questions(rows), batch_size), None
+    scores = logits_of(surface, surface.encode(rows), batch_size)
+    return chosen(scores, rows, ()), torch.softmax(scores, dim=-1).amax(dim=-1).numpy()
+
+
+def read_rows(run_or_model: str | Path, file: str | Path) -> list[Example]:
+    """Rows of a table as the run's task reads them; without a run, by the names of the columns. Raises UserError."""
+    from gradientless.language.tables import read_table
+    from gradientless.language.tasks import Example, find_task
+    from gradientless.language.tasks.records import RecordTask
+    from gradientless.run.config import RunConfig
+    from gradientless.run.runfolder import RunFolder
+
+    folder, path = RunFolder(Path(run_or_model)), Path(file)
+    name = RunConfig.load(folder.config).task if folder.holds_run() else None
+    task = None if name is None else find_task(name)
+    if isinstance(task, RecordTask):
+        return task.rows(path)
+    table = read_table(path)
+    fields = [{column: table.text(row, column) for column in table.columns} for row in table.rows]
+    return [Example(next(iter(each.values())), 0, None, each) for each in fields]
+
+
+def render_answers(
+    kind: str, rows: Sequence[Example], answers: Sequence[str], probabilities: np.ndarray | None
+) -> Iterator[str]:
+    """As `render`: text, perhaps text_pair, answer, and its probability where it was chosen."""
+    pair = any(row.text_pair is not None for row in rows)
+    names = ["text", *(["text_pair"] if pair else []), "answer"]
+    names += ["probability"] if probabilities is not None else []
+    values = [
+        [row.text, *([row.text_pair] if pair else []), answer]
+        + ([] if probabilities is None else [round(float(probabilities[i]), 6)])
+        for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+    return _lines(kind, names, values)
 
 
 def _check(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:
@@ -93,18 +159,24 @@ def render(
     kind: str, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[str], probabilities: np.ndarray
 ) -> Iterator[str]:
     """Lines (with their ends) of CSV or JSONL: text, perhaps text_pair, label, probability of that label."""
+    names = ["text", *(["text_pair"] if pairs is not None else []), "label", "probability"]
+    values = [
+        [text, *([pairs[i]] if pairs is not None else []), labels[i], round(float(probabilities[i].max()), 6)]
+        for i, text in enumerate(texts)
+    ]
+    return _lines(kind, names, values)
+
+
+def _lines(kind: str, names: Sequence[str], values: Iterable[Sequence[object]]) -> Iterator[str]:
     if kind not in FORMATS:
         raise UserError(f"format: must be csv or jsonl, got '{kind}'")
-    names = ["text", *(["text_pair"] if pairs is not None else []), "label", "probability"]
     if kind == "csv":
         yield _csv_line(names)
-    for i, text in enumerate(texts):
-        pair = [pairs[i]] if pairs is not None else []
-        values = [text, *pair, labels[i], round(float(probabilities[i].max()), 6)]
+    for each in values:
         yield (
-            _csv_line(values)
+            _csv_line(each)
             if kind == "csv"
-            else json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n"
+            else json.dumps(dict(zip(names, each, strict=True)), ensure_ascii=False) + "\n"
         )
 
 

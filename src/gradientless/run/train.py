@@ -121,6 +121,7 @@ class Run:
             console.print(f"start       {line}", highlight=False)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
+        self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
         self.base = base_checksum(self.surface)
 
     def _length(self) -> int:
@@ -144,6 +145,7 @@ class Run:
 
     def step(self, t: int, logged: bytes | None) -> float:
         """Step `t`: measured, or repeated from its record in the trajectory. Returns its loss."""
+        self.last = None
         if self.forward is not None and logged is not None:
             return self.forward.replay_step(logged)
         for group, rate in zip(self.optimizer.param_groups, self.rates(t), strict=True):
@@ -229,13 +231,15 @@ class Run:
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, found[self.ranked], loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
-            self.folder.save_checkpoint(weights, {}, done.step, BEST)
+            self.folder.save_checkpoint(weights, {"found": found}, done.step, BEST)
         return better
 
-    def set_best(self) -> None:
+    def set_best(self) -> dict[str, float]:
+        """Take up the best weights; returns what their evaluation found."""
         loaded = self.folder.load_checkpoint(BEST)
         assert loaded is not None
         self._set_weights(loaded[0])
+        return loaded[1].get("found") or self.evaluate()
 
     # The whole -------------------------------------------------------------------------------------------------------
 
@@ -313,6 +317,7 @@ class Run:
         found = self.evaluate()
         self._log("validation", found, events)
         self.keep_if_best(found)
+        self.last = found
         self.folder.append_timings({"step": self.done.step, "seconds": time.perf_counter() - start})
         return found[self.ranked]
 
@@ -434,7 +439,7 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
     *_, last = summaries.values()
     summary = {
-        **{key: last[key] for key in ("metrics", "metrics_of", "f1_means", "last", "model_step", "ended")},
+        **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last", "model_step", "ended")},
         **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
         **{key: round(sum(each[key] for each in summaries.values()), 3) for key in ("seconds", "wall_seconds")},
         "peak_memory_mib": max(each["peak_memory_mib"] for each in summaries.values()),
@@ -445,9 +450,8 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
 
 
 def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
-    last = run.evaluate()
-    run.set_best()
-    found = run.evaluate()
+    last = run.last if run.last is not None else run.evaluate()
+    found = run.set_best()
     with run.folder.replacing(run.folder.model) as place:
         run.surface.save(place)
     if merges and run.surface.mergeable:

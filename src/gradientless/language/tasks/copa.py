@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from gradientless.errors import unknown
 from gradientless.language.tables import Row, Table
 from gradientless.language.tasks.base import Example, Prompt
@@ -23,6 +26,7 @@ class Copa(RecordTask):
     kind = "choice"
     metric = "accuracy"
     columns = ("premise", "choice1", "choice2", "question")
+    unanswered: ClassVar[Mapping[str, Any]] = {"label": 0}
     spellings = {"0": 0, "1": 1}
     prompts = {
         "causal": Prompt("{statement} {connective} {label}"),  # of MeZO

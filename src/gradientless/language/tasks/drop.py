@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from gradientless.language.tables import Row, Table
 from gradientless.language.tasks.base import Example, Prompt
 from gradientless.language.tasks.records import RecordTask, accepted, texts
@@ -21,6 +24,7 @@ class Drop(RecordTask):
     kind = "generation"
     metric = "token_f1"
     columns = ("passage", "question", "answers_spans")
+    unanswered: ClassVar[Mapping[str, Any]] = {"answers_spans": ["?"]}
     prompts = {
         "causal": Prompt("Passage: {passage}\nQuestion: {question}\nAnswer:", answer=" {answer}\n"),  # of MeZO
         "text-to-text": Prompt("Passage: {passage}\nQuestion: {question}\nAnswer:"),

@@ -60,6 +60,7 @@ class OwnTask(RecordTask):
             "metric": "token_f1" if kind == "generation" else "accuracy",
             "prompts": dict(prompts),
             "label_columns": (stated.get("label", "label"),),
+            "unanswered": {self._answers: "?"} if kind == "generation" else {stated.get("label", "label"): 0},
         }
         for name, value in own.items():
             setattr(self, name, value)

@@ -22,7 +22,8 @@ class RecordTask(Task):
     config, revision: of the hub data set. hub_splits: our name of a split -> the hub's, where they differ.
     file: the task's name where a folder holds one file a task, as FewGLUE does. columns: what every record must have.
     label_columns: where the label stands, the first that there is. spellings: what else than its name and index a
-    label may be written as. gaps: whether training rows without a label occur and are passed over.
+    label may be written as. gaps: whether training rows without a label occur and are passed over. unanswered: what
+    stands for the label or the answer of a row that has none and is only to be predicted.
     """
 
     config: ClassVar[str | None] = None
@@ -33,6 +34,7 @@ class RecordTask(Task):
     label_columns: ClassVar[tuple[str, ...]] = ("label",)
     spellings: ClassVar[Mapping[str, int]] = {}
     gaps: ClassVar[bool] = False
+    unanswered: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def example(self, table: Table, row: Row) -> Example:
@@ -72,6 +74,16 @@ class RecordTask(Task):
         if path is None:
             return self._split(self._hub_tables(), strict=False)
         return self._split(self._local_tables(path), strict=True)
+
+    def rows(self, path: Path) -> list[Example]:
+        """The rows of one file to be predicted, of which the labels and answers mean nothing. Raises `UserError`."""
+        table = self.records(read_table(path))
+        columns = tuple(dict.fromkeys((*table.columns, *self.unanswered)))
+        filled = [
+            Row(row.line, {**row.values, **self.unanswered}) if self.unlabelled(table, row) else row
+            for row in table.rows
+        ]
+        return self._examples(Table(table.path, columns, filled), strict=True)
 
     def _split(self, tables: Mapping[str, Table], strict: bool) -> Splits:
         rows = {name: self._examples(table, strict and name != "test") for name, table in tables.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from gradientless.language.tables import Row, Table
 from gradientless.language.tasks.base import Example, Prompt
 from gradientless.language.tasks.records import RecordTask, accepted, texts
@@ -17,6 +20,7 @@ class Squad(RecordTask):
     kind = "generation"
     metric = "token_f1"
     columns = ("context", "question", "answers")
+    unanswered: ClassVar[Mapping[str, Any]] = {"answers": ["?"]}
     prompts = {
         # Of MeZO. `heading` is the line with the title, where the source has one. A line ends the answer.
         "causal": Prompt("{heading}Context: {context}\nQuestion: {question}\nAnswer:", answer=" {answer}\n"),
