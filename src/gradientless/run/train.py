@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -94,6 +95,7 @@ class Run:
             console.print(f"start       {line}", highlight=False)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
+        self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
 
     def _rows(self, name: str, examples: list[Example]) -> Rows:
@@ -237,8 +239,11 @@ class Run:
                 accuracy = self._evaluated(events, start)
                 bar(float("nan"), accuracy)
             while done.step < self.steps and not done.ended:
-                t = done.step
-                loss = self.step(t, tail[t - first] if t - first < len(tail) else None)
+                t, begin = done.step, time.perf_counter()
+                logged = tail[t - first] if t - first < len(tail) else None
+                loss = self.step(t, logged)
+                if logged is None:
+                    self.step_seconds.append(time.perf_counter() - begin)
                 done.step = t + 1
                 done.forward_passes = (
                     self.forward.forward_passes if self.forward is not None else done.step * PASSES_OF_FIRST_ORDER
@@ -365,6 +370,7 @@ def _end(run: Run, started: float) -> dict[str, Any]:
     with run.folder.replacing(run.folder.model) as place:
         run.surface.save(place)
     timings = run.folder.read_timings()
+    counted = run.surface.products()
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
@@ -375,7 +381,16 @@ def _end(run: Run, started: float) -> dict[str, Any]:
         "forward_passes": run.done.forward_passes,
         "seconds": round(timings[-1]["seconds"], 3) if timings else 0.0,
         "wall_seconds": round(time.perf_counter() - started, 3),
+        "seconds_a_step": round(statistics.median(run.step_seconds), 6) if run.step_seconds else None,
         "peak_memory_mib": round(run.memory.mib(), 1),
+        "parameters": {
+            "tuned": counted.tuned,
+            "registered": counted.registered,
+            "touched": counted.touched if run.forward is None else 0,
+            "total": counted.total,
+            "share": counted.share,
+        },
+        "backward_products": counted.calls if run.forward is None else 0,
         "scheduled_steps": run.steps,
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",
