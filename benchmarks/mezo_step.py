@@ -15,16 +15,14 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from gradientless.language.backbone import load_backbone
+from gradientless.run.memory import TensorBytes
 from gradientless.run.runfolder import processor
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.points import ALL, Direction, Losses, Update, point
@@ -41,35 +39,6 @@ class TwoPoint(ForwardOptimizer):
         z = Direction(t, 0, ALL)
         plus, minus = yield Losses([point(EPS, z), point(-EPS, z)])
         return Update(point(-LR * (plus - minus) / (2 * EPS), z), (plus + minus) / 2)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        old = {t.untyped_storage()._cdata for t in tree_flatten((arguments, keywords))[0] if isinstance(t, Tensor)}
-        out = function(*arguments, **(keywords or {}))
-        for tensor in tree_flatten(out)[0]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in old | self._known:
-                self._count(tensor.untyped_storage())
-        return out
-
-    def _count(self, storage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-        def gone() -> None:
-            self._known.discard(key)
-            self.live -= size
-
-        weakref.finalize(storage, gone)
 
 
 def usual(model: nn.Module, closure: Callable[[], Tensor], seed: int) -> None:
@@ -129,7 +98,7 @@ def main() -> None:
     memory: dict[str, int] = {}
     for name, work in ways.items():
         gc.collect()
-        with LiveBytes() as counter, torch.no_grad():
+        with TensorBytes() as counter, torch.no_grad():
             work(0)
         memory[name] = counter.peak
     base, bare = min(times["two bare forwards"]), memory["two bare forwards"]

@@ -645,6 +645,96 @@ def diagnose(
         print(found.markdown() if form == "markdown" else json.dumps(found.data()))
 
 
+# --- profile -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def profile(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of a recipe; each holds where there is such an option.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="starter:minilm, a hub id or a folder; may be given again.", rich_help_panel=MODEL),
+    ] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="Surfaces, with commas between them.", rich_help_panel=MODEL)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Optimizers, with commas between them.", rich_help_panel=METHOD)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=METHOD)] = 16,
+    length: Annotated[int, typer.Option(min=1, help="Tokens a row.", rich_help_panel=METHOD)] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure.", rich_help_panel=METHOD)] = 5,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=MACHINE)] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a CPU.", rich_help_panel=MACHINE)] = None,
+    fits: Annotated[
+        str | None,
+        typer.Option(help="A size such as 4GiB: which of these fit it, with which batch.", rich_help_panel=MACHINE),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for profile.md and profile.json.", rich_help_panel=MACHINE)
+    ] = None,
+) -> None:
+    """Memory above the loaded model and seconds a step: of inference, of forward-only methods, of backward ones.
+
+    Each is measured in a process of its own; what cannot be is a row that says why.
+
+    \b
+    gradientless profile
+    gradientless profile --model starter:smollm2 --surface full,lora --optimizer mezo,adamw --dtype bfloat16
+    gradientless profile --surface k_lst,side_lora --optimizer adamw surface.k=3 --batch-size 32 --out runs/profile
+    gradientless profile --model starter:minilm --model starter:smollm2 --fits 4GiB
+    """
+    from rich.console import Console
+
+    from gradientless.run import profile as measuring
+
+    limit = None if fits is None else measuring.read_size(fits)
+    flags = {"batch_size": batch_size, "data.max_length": length, "dtype": dtype, "device": device}
+    models = model or ["starter:minilm"]
+    chosen = measuring.cases(models, _commas(surface), _commas(optimizer), settings or (), flags)
+
+    import torch
+
+    from gradientless.language.backbone import resolve
+    from gradientless.run.evaluation import pick_device
+
+    about = {
+        "batch_size": batch_size,
+        "length": length,
+        "steps": steps,
+        "dtype": dtype,
+        "device": pick_device(device),
+        "threads": threads or torch.get_num_threads(),
+    }
+    for each in models:
+        resolve(each)  # fetched, or refused, before anything is measured
+
+    def one(case: measuring.Case) -> measuring.Measured:
+        return measuring.measured(case, steps, threads)
+
+    console = Console(stderr=True)
+    found: measuring.Profile | measuring.Fits
+    if limit is None:
+        found = measuring.profile(chosen, one, about, console)
+    else:
+        found = measuring.fits(chosen, limit, one, about, console)
+    if out is not None:
+        measuring.save(found, out)
+    found.show(Console())
+
+
+def _commas(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 # --- list, assets --------------------------------------------------------------------------------------------------
 
 KINDS = ("tasks", "models", "optimizers", "surfaces", "schedules", "recipes")

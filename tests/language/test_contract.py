@@ -13,6 +13,7 @@ import cases
 from gradientless.errors import UserError
 from gradientless.language.backbone import checksum
 from gradientless.language.surfaces import SURFACES, load
+from gradientless.language.surfaces.products import measure
 
 LABELS = ("bad", "good")
 HEAD = ("head", "pooling", "hidden", "activation", "start")
@@ -56,7 +57,14 @@ def test_surface(name, options, models, tmp_path):
     tuned = {id(p) for p in trainable.values()}
     assert {id(p) for p in surface.parameters() if p.requires_grad} == tuned
     told = surface.describe()
-    assert f"{sum(p.numel() for p in trainable.values()):,} of" in told and "\n" not in told
+    counted = surface.products()
+    assert counted == measure(surface)  # `full` counts without a backward pass
+    assert counted.tuned == sum(p.numel() for p in trainable.values()) <= counted.touched <= counted.total
+    once = {id(t): t for t in surface.state_dict(keep_vars=True).values() if t.is_floating_point()}
+    assert counted.total == sum(t.numel() for t in once.values())
+    assert told.endswith(f": {counted}") and f"{counted.touched:,} touched by the backward pass" in told
+    assert f"{counted.tuned:,} of {counted.total:,} parameters tuned ({100 * counted.share:.2f}%), " in told
+    assert "\n" not in told
     twice = surface.repeated(surface.prepare(batch), 2)
     with torch.no_grad():
         torch.testing.assert_close(surface.logits(twice), torch.cat([start, start]), rtol=1e-5, atol=1e-6)

@@ -95,6 +95,11 @@ def test_runs_stops_resumes_and_replays(surface, method, command, tmp_path, monk
     shown = re.search(r"surface (\w+).* ([\d,]+) of ([\d,]+) parameters tuned \([\d.]+%\), ([\d,]+) registered, ", told)
     assert shown and shown[1] == surface and "touched by the backward pass" in told
     tuned, total = (int(shown[i].replace(",", "")) for i in (2, 3))
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    counted, backward = summary["parameters"], optimizer == "adamw"
+    assert (counted["tuned"], counted["total"], counted["share"]) == (tuned, total, tuned / total)
+    assert counted["registered"] == int(shown[4].replace(",", "")) and (counted["touched"] >= tuned) == backward
+    assert (summary["backward_products"] > 0) == backward and summary["seconds_a_step"] > 0
     (place,) = run.glob("checkpoint-*")
     state = load_file(place / "tensors.safetensors")
     weights = {name: tensor for name, tensor in state.items() if name.startswith("weights/")}

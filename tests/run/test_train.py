@@ -106,6 +106,9 @@ class TestARun:
         assert MAJORITY < summary["metrics"]["accuracy"] <= 1 and 0 < summary["metrics"]["f1"] <= 1
         assert summary["steps"] == 150 and summary["forward_passes"] == 150 * 4 * 5 + 150 + 2
         assert summary["seconds"] > 0 and summary["peak_memory_mib"] >= 0
+        counts = {"tuned": 306, "registered": 5826, "touched": 0, "total": 5826, "share": 306 / 5826}
+        assert summary["parameters"] == counts and summary["backward_products"] == 0
+        assert 0 < summary["seconds_a_step"] < summary["seconds"]
         assert summary["f1_means"] == "f1 (binary, of 'positive')"
         best = max(metrics_of(finished, "validation"), key=lambda record: (record["accuracy"], -record["loss"]))
         assert (best["step"], best["accuracy"]) == (summary["model_step"], summary["metrics"]["accuracy"])

@@ -1,13 +1,19 @@
-"""Peak memory above a loaded model, measured; and the batch that fits when memory runs out."""
+"""Peak memory above a loaded model, measured; bytes of tensors, counted; the batch that fits when memory runs out."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from gradientless.errors import UserError
 
@@ -22,18 +28,65 @@ class PeakMemory:
     def __init__(self, device: str):
         self._cuda = device.startswith("cuda")
         self._device = device
+        self.again()
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-            self._start = float(torch.cuda.memory_allocated(device))
+            self.start = float(torch.cuda.memory_allocated(device))
+        else:
+            now = _status("VmRSS")
+            self.start = _resident_peak() if now is None else now
+
+    def again(self) -> None:
+        """From now on the peak is that of what comes, above the same start."""
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
             return
         with contextlib.suppress(OSError):  # not Linux, or not allowed: then the mark is not reset
             Path("/proc/self/clear_refs").write_text("5")
-        now = _status("VmRSS")
-        self._start = _resident_peak() if now is None else now
 
     def mib(self) -> float:
         peak = float(torch.cuda.max_memory_allocated(self._device)) if self._cuda else _resident_peak()
-        return max(0.0, peak - self._start) / 2**20
+        return max(0.0, peak - self.start) / 2**20
+
+
+class TensorBytes(TorchDispatchMode):
+    """While open, counts the tensors that are made: `peak` is the most bytes they held at one time.
+
+    What libraries take inside an operation, and arrays that are no tensors, are not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        old = {t.untyped_storage()._cdata for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in old | self._known:
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self._live += size
+        self.peak = max(self.peak, self._live)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self._live -= size
+
+        weakref.finalize(storage, gone)
+
+
+def give_back() -> None:
+    """Hand what was freed back to the system, where its allocator would keep it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(key: str) -> float | None:

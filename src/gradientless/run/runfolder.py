@@ -14,7 +14,10 @@ was never stopped.
     checkpoint-STEP/      tensors.safetensors, state.json (format, step, sha256 of the tensors file, state)
     best-STEP/            the same, of the best evaluation
     model/                the tuned model as the surface saves it
-    summary.json          metrics (accuracy and f1 as fractions), forward_passes, steps, seconds, peak_memory_mib, …
+    summary.json          metrics (accuracy and f1 as fractions), forward_passes, steps, seconds, seconds_a_step (the
+                          median of the process that ended the run), peak_memory_mib, parameters (tuned, registered,
+                          touched by the backward pass, total, share), backward_products (over a row of one word; 0
+                          where there is no backward pass), …
     plot.png              validation accuracy and loss against forward passes
 
 A run of several stages has a config.toml, model/, summary.json and plot.png of its own, and below them

@@ -11,6 +11,7 @@ import itertools
 import math
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -122,6 +123,7 @@ class Run:
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
+        self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
 
     def _length(self) -> int:
@@ -278,8 +280,11 @@ class Run:
                 accuracy = self._evaluated(events, start)
                 bar(float("nan"), accuracy)
             while done.step < self.steps and not done.ended:
-                t = done.step
-                loss = self.step(t, tail[t - first] if t - first < len(tail) else None)
+                t, begin = done.step, time.perf_counter()
+                logged = tail[t - first] if t - first < len(tail) else None
+                loss = self.step(t, logged)
+                if logged is None:
+                    self.step_seconds.append(time.perf_counter() - begin)
                 done.step = t + 1
                 done.forward_passes = (
                     self.forward.forward_passes if self.forward is not None else done.step * PASSES_OF_FIRST_ORDER
@@ -439,7 +444,8 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
     *_, last = summaries.values()
     summary = {
-        **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last", "model_step", "ended")},
+        **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last")},
+        **{key: last[key] for key in ("model_step", "ended")},
         **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
         **{key: round(sum(each[key] for each in summaries.values()), 3) for key in ("seconds", "wall_seconds")},
         "peak_memory_mib": max(each["peak_memory_mib"] for each in summaries.values()),
@@ -458,6 +464,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         with run.folder.replacing(run.folder.merged) as place:
             run.surface.save_merged(place)
     timings = run.folder.read_timings()
+    counted = run.surface.products()
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
@@ -469,7 +476,16 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "forward_passes": run.done.forward_passes,
         "seconds": round(timings[-1]["seconds"], 3) if timings else 0.0,
         "wall_seconds": round(time.perf_counter() - started, 3),
+        "seconds_a_step": round(statistics.median(run.step_seconds), 6) if run.step_seconds else None,
         "peak_memory_mib": round(run.memory.mib(), 1),
+        "parameters": {
+            "tuned": counted.tuned,
+            "registered": counted.registered,
+            "touched": counted.touched if run.forward is None else 0,
+            "total": counted.total,
+            "share": counted.share,
+        },
+        "backward_products": counted.calls if run.forward is None else 0,
         "scheduled_steps": run.steps,
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",

@@ -38,7 +38,6 @@ class AdapterSurface(FullSurface):
         super().__init__(reading, dropout=dropout)
         self.options = options
         self.core: nn.Module = reading.head.model if isinstance(reading, HeadReading) else reading.model
-        self._products: Products | None = None
         self.model.requires_grad_(False)
         self.insert()
         for tensor in self.head_tensors().values():
@@ -71,13 +70,11 @@ class AdapterSurface(FullSurface):
         return BASE if self.tunes == "model" else None
 
     def products(self) -> Products:
-        """Entries tuned, registered and touched by the backward pass (measured on a row of one word)."""
         if self._products is None:
             self._products = measure(self)
         return self._products
 
     def describe(self) -> str:
-        """What is tuned, in one line."""
         told = ", ".join(f"{name} {value}" for name, value in self.options.items() if value is not None)
         return f"{self.owner} ({told}) in a {self.reading.describe()}: {self.products()}"
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.tasks.base import Example
+
+if TYPE_CHECKING:
+    from gradientless.language.surfaces.products import Products
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +171,13 @@ class Surface(nn.Module, ABC):
         return self.logits(self.prepare(batch))
 
     @abstractmethod
+    def products(self) -> Products:
+        """Entries tuned, registered and touched by the backward pass, and its products over a row of one word."""
+
+    @abstractmethod
     def describe(self) -> str:
-        """What is tuned, in one line."""
+        """What is tuned, in one line: how many parameters, their share of the model, how many the backward pass
+        touches."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -21,6 +21,7 @@ from gradientless.language.data import Encoded, EncodedRows
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import Part, PreparedTokens, Surface
 from gradientless.language.surfaces.head import HeadSurface
+from gradientless.language.surfaces.products import Products, of_whole
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
 from gradientless.language.tasks.base import Example, Prompt
 
@@ -146,6 +147,7 @@ class FullSurface(Surface):
         self.reading = reading
         self.tokenizer, self.labels, self.max_length = reading.tokenizer, reading.labels, reading.max_length
         self.dropout = dropout
+        self._products: Products | None = None
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
@@ -305,11 +307,13 @@ class FullSurface(Surface):
             torch.manual_seed(seed)
             return self.reading.scores(prepared.tensors, generator)
 
+    def products(self) -> Products:
+        if self._products is None:
+            self._products = of_whole(self)
+        return self._products
+
     def describe(self) -> str:
-        """What is tuned, in one line."""
-        tuned = sum(tensor.numel() for tensor in self.trainable().values())
-        total = sum(tensor.numel() for tensor in self.parameters())
-        return f"{self.reading.describe()}: {tuned:,} of {total:,} parameters tuned ({100 * tuned / total:.2f}%)"
+        return f"{self.reading.describe()}: {self.products()}"
 
     def save(self, folder: Path) -> None:
         """Write model, tokenizer and prompt or head into `folder` (made if absent); see docs/saved-models.md."""

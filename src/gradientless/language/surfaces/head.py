@@ -23,6 +23,7 @@ from gradientless.language import backbone, features
 from gradientless.language.data import Encoded, EncodedRows
 from gradientless.language.surfaces.base import Part, Prepared, Surface
 from gradientless.language.surfaces.probe import linear_probe
+from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.saved import NOTE, read_head, read_note, write_head, write_note
 from gradientless.language.tasks.base import Example
 
@@ -120,6 +121,7 @@ class HeadSurface(Surface):
         self._drops_input = drops_input
         self._layers = layers
         self._body_checksum: str | None = None
+        self._products: Products | None = None
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)
         self.eval()
@@ -407,11 +409,13 @@ class HeadSurface(Surface):
             features=prepared.features,
         )
 
+    def products(self) -> Products:
+        if self._products is None:
+            self._products = measure(self)
+        return self._products
+
     def describe(self) -> str:
-        """What is tuned, in one line."""
-        tuned = sum(tensor.numel() for tensor in self.trainable().values())
-        total = sum(tensor.numel() for tensor in self.parameters())
-        return f"{self.shape()}: {tuned:,} of {total:,} parameters tuned ({100 * tuned / total:.2f}%)"
+        return f"{self.shape()}: {self.products()}"
 
     def shape(self) -> str:
         """The head in a few words."""

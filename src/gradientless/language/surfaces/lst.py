@@ -378,13 +378,11 @@ class LstSurface(Surface):
             return self._climb(prepared, generator)
 
     def products(self) -> Products:
-        """Entries tuned, registered and touched by the backward pass (measured on a row of one word)."""
         if self._products is None:
             self._products = measure(self)
         return self._products
 
     def describe(self) -> str:
-        """What is tuned, in one line."""
         ladders = self._ladders()
         rungs = " + ".join(str(len(ladder.rungs)) for ladder in ladders.values())
         side = self.width // self.shape.reduction

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradientless.language.surfaces.base import Surface
@@ -34,9 +34,14 @@ class Products:
 
     def __str__(self) -> str:
         return (
-            f"{self.tuned:,} of {self.total:,} parameters tuned ({100 * self.tuned / self.total:.2f}%), "
+            f"{self.tuned:,} of {self.total:,} parameters tuned ({100 * self.share:.2f}%), "
             f"{self.registered:,} registered, {self.touched:,} touched by the backward pass"
         )
+
+    @property
+    def share(self) -> float:
+        """Of the model's entries that are tuned."""
+        return self.tuned / self.total
 
 
 class Watch(TorchDispatchMode):
@@ -80,26 +85,44 @@ def measure(surface: Surface, batch: Any = None) -> Products:
     Products with a copy of a matrix, such as the rows of an output layer that stand for label words, are counted as
     work and not by name. Gradients that stood in the parameters are left as they were.
     """
-    if batch is None:
-        batch = surface.encode([surface.blank()]).batch([0])
-    model = surface.model
-    tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    trainable = surface.trainable()
-    watch = Watch(tensors)
+    trainable, watch = surface.trainable(), Watch(_tensors(surface))
     with torch.enable_grad():
-        loss = surface.logits(surface.prepare(batch)).logsumexp(-1).sum()
+        loss = _loss(surface, batch)
         with watch:
             torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-    names = frozenset(watch.read | set(trainable))
-    kept = model.state_dict().keys()
-    entries = {name: tensor.numel() for name, tensor in tensors.items()}
-    entries |= {name: tensor.numel() for name, tensor in trainable.items()}
+    return _counted(surface, watch.read, watch.calls, watch.multiplies)
+
+
+def of_whole(surface: Surface, batch: Any = None) -> Products:
+    """As `measure`, of a surface that tunes all of its model: without a backward pass, whose gradients would take the
+    model's size. Every product of the forward pass has two in the backward pass there, one for each of its factors."""
+    watch = Watch({})
+    with torch.enable_grad(), watch:  # without gradients the library would take other ways
+        _loss(surface, batch)
+    return _counted(surface, set(), 2 * watch.calls, 2 * watch.multiplies)
+
+
+def _loss(surface: Surface, batch: Any) -> Tensor:
+    if batch is None:
+        batch = surface.encode([surface.blank()]).batch([0])
+    return surface.logits(surface.prepare(batch)).logsumexp(-1).sum()
+
+
+def _tensors(surface: Surface) -> dict[str, Tensor]:
+    """All of the model by name; a head of ours that stands beside it, too."""
+    model = surface.model
+    return {**dict(model.named_buffers()), **dict(model.named_parameters()), **surface.trainable()}
+
+
+def _counted(surface: Surface, read: set[str], calls: int, multiplies: int) -> Products:
+    tensors, trainable = _tensors(surface), surface.trainable()
+    kept = surface.model.state_dict().keys() | trainable.keys()
     return Products(
         tuned=sum(tensor.numel() for tensor in trainable.values()),
-        registered=sum(parameter.numel() for parameter in model.parameters()),
+        registered=sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter)),
         total=sum(tensor.numel() for name, tensor in tensors.items() if name in kept and tensor.is_floating_point()),
-        touched=sum(entries[name] for name in names),
-        names=names,
-        calls=watch.calls,
-        multiplies=watch.multiplies,
+        touched=sum(tensors[name].numel() for name in read | set(trainable)),
+        names=frozenset(read | set(trainable)),
+        calls=calls,
+        multiplies=multiplies,
     )
