@@ -209,7 +209,7 @@ def test_merged_is_the_same_model(surface, models, tmp_path):
     with torch.no_grad():
         for tensor in tuned.trainable().values():
             tensor.add_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
-    encoded = tuned.encode([training.Example("a good film", 1), training.Example("the dull plot", 0)])
+    encoded = tuned.encode([Example("a good film", 1), Example("the dull plot", 0)])
     before = tuned.logits(tuned.prepare(encoded.batch([0, 1])))
     tuned.save_merged(tmp_path)
     merged = FullSurface.load(tmp_path)

@@ -218,7 +218,7 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
 
     def ready(count: int) -> Any:
         own = uncached.model_copy(update={"batch_size": count})
-        return Rows(surface, surface.encode(examples[:count]), own, "")
+        return Rows(surface, examples[:count], own, "")
 
     def optimize() -> Callable[[Any], object]:
         """A step of a new optimizer."""
