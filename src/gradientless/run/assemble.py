@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language import backbone, features
-from gradientless.language.data import batch_indices
+from gradientless.language.data import EncodedTexts, batch_indices
 from gradientless.language.surfaces import SURFACES, Surface, options_of
 from gradientless.language.surfaces.base import EncodedRows
 from gradientless.language.tasks import Prompt, find_task
@@ -202,11 +202,17 @@ class Rows:
         """The loss on the batch of `step`."""
         config = self._config
         pieces = self._pieces(self.batch(step))
-        parts = [(self.surface.prepare(self.part(piece)), self.labels[torch.from_numpy(piece)]) for piece in pieces]
+        parts = [(self.surface.prepare(self.part(piece)), self.expected(piece)) for piece in pieces]
         generator = None
         if self.surface.training and self.surface.dropout > 0:
             generator = torch.Generator(self.surface.device).manual_seed((config.seed << 32 | step) % 2**63)
         return Objective(self.surface, parts, noise, self._loss, generator, say)
+
+    def expected(self, rows: np.ndarray) -> Tensor:
+        """Labels of `rows`, or the tokens that are to be said there."""
+        if isinstance(self.encoded, EncodedTexts):
+            return self.encoded.expected(rows).to(self.labels.device)
+        return self.labels[torch.from_numpy(rows)]
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """The rows of a step in pieces that the model sees at a time; tokens are sorted by length: little padding."""

@@ -24,12 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language.data import class_balance
+from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import f1_name
 from gradientless.language.tasks import Example
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import load_splits, pick_device, score
+from gradientless.run.evaluation import load_splits, pick_device, score, score_tokens
 from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
 from gradientless.run.objective import BACKWARD, Objective
 from gradientless.run.runfolder import BEST, RunFolder
@@ -171,7 +171,11 @@ class Run:
             self.forward.settle()
         training = self.surface.training
         self.surface.eval()
-        found = score(self.validation_rows.logits(), self.validation_rows.encoded.labels)
+        encoded = self.validation_rows.encoded
+        if isinstance(encoded, EncodedTexts):
+            found = score_tokens(self.surface, encoded, self.config.micro_batch_size or 64)
+        else:
+            found = score(self.validation_rows.logits(), encoded.labels)
         self.surface.train(training)
         return found
 
@@ -205,6 +209,8 @@ class Run:
         done = self.done
         loss = math.inf if math.isnan(found["loss"]) else found["loss"]
         better = (found["accuracy"], -loss) > (done.best_accuracy, -done.best_loss)
+        if self.surface.says_tokens:  # few of which are said rightly
+            better = done.best_step < 0 or loss < done.best_loss
         done.stale = 0 if better else done.stale + 1
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, found["accuracy"], loss
@@ -395,7 +401,7 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
     stages = config.staged
     folder.sweep()
     if not folder.stage_folders():
-        check(stages, load_splits(config), pick_device(config.device))
+        check(config, pick_device(config.device))
     summaries = {}
     for stage, following in itertools.zip_longest(stages, stages[1:]):
         place = folder.stage(stage.folder)
@@ -436,7 +442,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss")},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
-        "f1_means": f1_name(run.labels),
+        "f1_means": "f1 (macro, over the tokens)" if run.surface.says_tokens else f1_name(run.labels),
         "last": {key: last[key] for key in ("accuracy", "f1", "loss")},
         "model_step": run.done.best_step,
         "steps": run.done.step,
@@ -515,7 +521,7 @@ def _what_fits(run: Run) -> UserError:
 
     def attempt(count: int) -> None:
         rows = longest[:count].copy()
-        part = run.surface.prepare(rows_of.part(rows)), rows_of.labels[torch.from_numpy(rows)]
+        part = run.surface.prepare(rows_of.part(rows)), rows_of.expected(rows)
         run.rehearse(Objective(run.surface, [part], run.noise))
 
     return batch_that_fits(attempt, run.config.micro_batch_size or run.config.batch_size, run.device)
