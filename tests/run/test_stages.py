@@ -17,6 +17,7 @@ import tiny_run
 from gradientless import cli
 from gradientless.errors import UserError
 from gradientless.language.surfaces import SURFACES, FullSurface
+from gradientless.language.tasks import Example
 from gradientless.run import train as training
 from gradientless.run.config import RunConfig
 from gradientless.run.runfolder import RunFolder
@@ -30,6 +31,17 @@ SHORT = ("data.few_shot=default", "data.max_length=16", "batch_size=8", "evaluat
          "log_every=2", "device=cpu")  # fmt: skip
 OWN = {  # recipe -> model, further settings
     "MeZO on the whole": ("llama", (*ANSWERS, "stages.2.surface.reduction=4")),
+    "a ladder pretrained": (
+        "masked",
+        (
+            "surface.reduction=4",
+            "schedule.warmup=1",
+            "stages.1.optimizer.name=gld",
+            "stages.1.optimizer.radius=0.1",
+            "stages.1.optimizer.candidates=2",
+            "stages.1.optimizer.pool=true",
+        ),
+    ),
     "a head by": ("bert", ("stages.1.optimizer.radius=0.1", "stages.2.surface.rank=2", "stages.2.batch_size=8")),
 }
 
@@ -129,6 +141,7 @@ def test_recipes_run_stop_resume_and_replay(title, command, tmp_path, monkeypatc
     replayed = capsys.readouterr().out
     for place in (first, second):
         logged = (place / "trajectory.bin").exists()
+        assert logged == ("adamw" not in (place / "config.toml").read_text("utf-8"))
         assert re.search(rf"{place.name}(: bit-equal to the run +yes| +not replayed: adamw)", replayed)[1][0] == (
             ":" if logged else " "
         )
@@ -289,6 +302,103 @@ def test_refused_before_anything_runs(model, text, lines, command, tmp_path, cap
     told = [line for line in capsys.readouterr().err.rstrip("\n").split("\n") if line.startswith("stages")]
     assert len(told) == len(lines) and all(map(str.startswith, told, lines)), told
     assert not (tmp_path / "run").exists()
+
+
+class TestTokens:
+    """`readout = "tokens"`: a side network says the texts' own tokens."""
+
+    EXAMPLES = (training.Example("a good film", 1), training.Example("the plot was very dull", 0, None))
+
+    @pytest.fixture(params=["bert", "distilbert", "llama", "opt", "roberta"])
+    def surface(self, request, tmp_path):
+        model = families.save(request.param, tmp_path / "model")
+        return SURFACES["k_lst"].create(model, (), k=2, reduction=4, readout="tokens", max_length=16)
+
+    def test_scores_are_the_models_own(self, surface, tmp_path):
+        """The output layer reads the states of what is said: the side network's; for Fisher scores the model's."""
+        encoded = surface.encode(self.EXAMPLES)
+        rows = [1, 0, len(encoded) - 1]
+        prepared = surface.prepare(encoded.batch(rows))
+        said = prepared.tensors["said"]
+        scores = surface.logits(prepared)
+        assert len(scores) == len(encoded.expected(rows)) == int(said.sum()) >= 3
+        torch.testing.assert_close(scores, surface.token_logits(prepared)[said])
+        known = {name: tensor for name, tensor in prepared.tensors.items() if name != "said"}
+        whole = surface.model.backbone(**known).logits
+        torch.testing.assert_close(surface._backbone_logits(prepared.tensors), whole[said])
+        assert surface.begin(encoded)  # Fisher scores of saying tokens
+        surface.save(tmp_path / "saved")
+        again = SURFACES["k_lst"].load(tmp_path / "saved")
+        torch.testing.assert_close(again.logits(again.prepare(encoded.batch(rows))), surface.logits(prepared))
+
+    def test_masks(self, surface):
+        encoded, plain = surface.encode(self.EXAMPLES), surface.tokenizer([e.text for e in self.EXAMPLES])["input_ids"]
+        assert encoded.texts == 2
+        if surface.tokenizer.mask_token is None:
+            assert len(encoded) == 2
+            assert encoded.expected([1, 0]).tolist() == plain[1][1:] + plain[0][1:]
+            assert encoded.batch([1])["input_ids"].tolist() == [plain[1]]
+            return
+        assert len(encoded) == 20
+        drawn = set()
+        for row in range(20):
+            batch, told = encoded.batch([row]), encoded.expected([row])
+            whole = batch["input_ids"].clone()
+            assert (whole[batch["said"]] == surface.tokenizer.mask_token_id).all()
+            whole[batch["said"]] = told
+            assert whole.tolist() == [plain[row % 2]] and batch["said"].sum() == 1
+            assert not set(told.tolist()) & set(surface.tokenizer.all_special_ids)
+            drawn.add((row % 2, *batch["said"][0].nonzero().flatten().tolist()))
+            assert torch.equal(encoded.batch([row])["said"], batch["said"])
+        assert len(drawn) > 4
+
+    def test_a_table_without_labels(self, command, tmp_path, capsys):
+        texts = tmp_path / "texts.csv"
+        texts.write_text("body\n" + "the plot was dull\na good film\n" * 10, "utf-8")
+        text = (
+            ADAMW
+            + """
+            surface = {name = "lst", reduction = 4}
+            [[stages]]
+            surface.readout = "tokens"
+            [[stages]]
+            surface.readout = "head"
+        """
+        )
+        own = (f"stages.1.data.path={texts}", "stages.1.data.text_column=body")
+        assert gradientless(*command(text, "masked", *own)) == 0
+        run, told = tmp_path / "run", capsys.readouterr().err
+        assert "train       18 rows\n" in told and "its side network" in told
+        first = json.loads((run / "summary.json").read_text("utf-8"))["stages"]["1-adamw-lst"]
+        assert first["f1_means"] == "f1 (macro, over the tokens)"
+        for name in ("eval", "predict"):
+            more = () if name == "eval" else ("a good film",)
+            assert gradientless(name, str(run), *more) == 0
+            capsys.readouterr()
+            assert gradientless(name, str(run / "stages" / "1-adamw-lst"), *more) == 2
+            line = "model: must have classes, got a side network that was pretrained on texts alone\n"
+            assert capsys.readouterr().err == line
+        assert gradientless(*command(text, "masked", f"stages.2.data.path={texts}", name="other")) == 2
+        assert capsys.readouterr().err.startswith("stages[2].data: must stand above the stages, got ")
+
+    def test_the_best_is_that_of_the_least_loss(self, command, tmp_path, monkeypatch):
+        evaluate = Run.evaluate
+
+        def told(self):
+            return {**evaluate(self), "accuracy": 1 - self.done.step / 100, "loss": 1 - self.done.step / 10}
+
+        monkeypatch.setattr(Run, "evaluate", told)
+        for readout, best in (("tokens", 6), ("head", 0)):
+            settings = (f"surface.readout={readout}", "surface.name=lst", "surface.reduction=4", "steps=6")
+            assert gradientless(*command(ADAMW, "masked", *settings, name=readout)) == 0
+            assert json.loads((tmp_path / readout / "summary.json").read_text("utf-8"))["model_step"] == best
+
+    def test_text_to_text_is_refused(self, tmp_path):
+        model = families.save("t5", tmp_path / "t5")
+        with pytest.raises(
+            UserError, match=r"^lst: readout 'tokens' needs a masked or causal model, got a text-to-text"
+        ):
+            SURFACES["lst"].create(model, (), readout="tokens", reduction=4)
 
 
 class TestConfiguration:

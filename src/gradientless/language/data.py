@@ -27,15 +27,17 @@ def load_table(
     label_column: str = "label",
     validation: Path | None = None,
     seed: int = 0,
+    labelled: bool = True,
 ) -> Splits:
     """A user's own data: one file, or a folder with train.*, dev.* (or validation.*) and perhaps test.*.
 
     Without validation rows a tenth of each class is set aside, drawn by `seed`. Labels may be strings (classes in
     alphabetical order) or whole numbers (in numerical order; the numbers are the names). A test file without the label
-    column is left out. Raises `UserError` for everything a user can mend.
+    column is left out. labelled: whether there must be a label; else rows without the column have no classes. Raises
+    `UserError` for everything a user can mend.
     """
     path = Path(path)
-    columns = (text_column, text_pair_column, label_column)
+    columns: Columns = (text_column, text_pair_column, label_column)
     test_file = None
     if path.is_dir():
         train_file = _find(path, ("train",))
@@ -46,9 +48,13 @@ def load_table(
     else:
         train_file = path
         validation = Path(validation) if validation is not None else None
-    table = _table(train_file, columns)
-    values = [_label(table, row, label_column) for row in table.rows]
-    names = _class_names(table.path, label_column, values)
+    table = read_table(train_file)
+    if not labelled and label_column not in table.columns:
+        columns, names = (text_column, text_pair_column, None), ()
+        _table(train_file, columns, table)
+    else:
+        _table(train_file, columns, table)
+        names = _class_names(table.path, label_column, [_label(table, row, label_column) for row in table.rows])
     train = _examples(table, columns, names)
     test: list[Example] = []
     if test_file is not None and label_column in (test_table := read_table(test_file)).columns:
@@ -56,7 +62,7 @@ def load_table(
     if validation is not None:
         held_out = _examples(_table(validation, columns), columns, names)
     else:
-        train, held_out = _split(table.path, train, len(names), seed)
+        train, held_out = _split(table.path, train, max(1, len(names)), seed)
     return Splits(train, held_out, test, names)
 
 
@@ -67,7 +73,7 @@ def _find(folder: Path, stems: Sequence[str]) -> Path | None:
     return found[0] if found else None
 
 
-Columns = tuple[str, "str | None", str]
+Columns = tuple[str, "str | None", "str | None"]
 
 
 def _table(path: Path, columns: Columns, table: Table | None = None) -> Table:
@@ -76,7 +82,8 @@ def _table(path: Path, columns: Columns, table: Table | None = None) -> Table:
     table.require(text, "text")
     if pair is not None:
         table.require(pair, "second text")
-    table.require(label, "label")
+    if label is not None:
+        table.require(label, "label")
     return table
 
 
@@ -117,6 +124,10 @@ def _examples(table: Table, columns: Columns, names: tuple[str, ...]) -> list[Ex
     index = {name: i for i, name in enumerate(names)}
     examples = []
     for row in table.rows:
+        second = None if pair is None else table.text(row, pair)
+        if label is None:
+            examples.append(Example(table.text(row, text), 0, second))
+            continue
         name = str(_label(table, row, label))
         if name not in index:
             known = ", ".join(names)
@@ -124,7 +135,6 @@ def _examples(table: Table, columns: Columns, names: tuple[str, ...]) -> list[Ex
                 f"{table.path}: line {row.line}: label must be one of the training data's, got '{name}' "
                 f"(known: {known:.200})"
             )
-        second = None if pair is None else table.text(row, pair)
         examples.append(Example(table.text(row, text), index[name], second))
     return examples
 
@@ -157,7 +167,7 @@ def class_balance(examples: Sequence[Example], labels: Sequence[str]) -> str:
     shown = counts.most_common(10) if len(labels) > 10 else [(i, counts[i]) for i in range(len(labels))]
     shares = ", ".join(f"{labels[i]} {100 * n / max(1, len(examples)):.1f}%" for i, n in shown)
     rest = f" and {len(labels) - len(shown)} more classes" if len(shown) < len(labels) else ""
-    return f"{len(examples)} rows: {shares}{rest}"
+    return f"{len(examples)} rows" + (f": {shares}{rest}" if labels else "")
 
 
 @lru_cache(maxsize=4)
@@ -260,3 +270,64 @@ class Encoded:
             digest.update(np.concatenate(self._segments).tobytes())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
+
+
+MASKED_SHARE = 0.15
+MASKINGS = 10  # of each text, as of BERT's own data (Devlin et al. 2019, as Liu et al. 2019 tell it)
+
+
+class EncodedTexts(Encoded):
+    """The texts of one split for language modelling: rows whose tokens are to be said, not their classes.
+
+    mask: the mask token, for a masked model; each text then stands here `MASKINGS` times, with 15% of its tokens (at
+    least one; a function of `seed`, text and time) masked and to be said. None: a causal model, which says every next
+    token. texts: how many texts; rows range(texts) have each of them once. Texts without a token to be said are left
+    out.
+
+    Differs from BERT: the tokens to be said are all masked, none is kept or replaced by another.
+    """
+
+    def __init__(
+        self, tokenizer: Any, examples: Sequence[Example], max_length: int, mask: int | None, seed: int
+    ) -> None:
+        super().__init__(tokenizer, examples, max_length)
+        self._mask, self._seed = mask, seed
+        special = np.array(tokenizer.all_special_ids)
+        said = [np.flatnonzero(~np.isin(row, special)) if mask is not None else np.arange(len(row) - 1)
+                for row in self._ids]  # fmt: skip
+        kept = [i for i, places in enumerate(said) if len(places)]
+        if not kept:
+            raise UserError("data: a text must have a token to be said, got none in any row")
+        self._said = [said[i] for i in kept]
+        self._ids = [self._ids[i] for i in kept]
+        self._segments = None if self._segments is None else [self._segments[i] for i in kept]
+        self.texts, times = len(kept), 1 if mask is None else MASKINGS
+        self.labels = self.labels[kept].repeat(times)
+        self.lengths = np.tile(self.lengths[kept], times)
+        self.fingerprint = hashlib.sha256(f"{self.fingerprint}\0{mask}\0{seed}\0{times}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """As `Encoded.batch`, tokens masked; and said: bool [B, T], where the model's scores are read."""
+        batch = super().batch([int(i) % self.texts for i in indices])
+        batch["said"] = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for at, index in enumerate(indices):
+            batch["said"][at, torch.from_numpy(self._places(int(index)))] = True
+        if self._mask is not None:
+            batch["input_ids"] = batch["input_ids"].masked_fill(batch["said"], self._mask)
+        return batch
+
+    def expected(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """The tokens to be said of rows `indices`, one row after the other: int64 [M]."""
+        ahead = 1 if self._mask is None else 0
+        found = [self._ids[int(i) % self.texts][self._places(int(i)) + ahead] for i in indices]
+        return torch.from_numpy(np.concatenate(found))
+
+    def _places(self, index: int) -> np.ndarray:
+        places = self._said[index % self.texts]
+        if self._mask is None:
+            return places
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, index], dtype=np.uint64)))
+        return np.sort(generator.choice(places, max(1, round(MASKED_SHARE * len(places))), replace=False))

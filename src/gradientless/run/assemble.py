@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language import backbone, features
-from gradientless.language.data import batch_indices
+from gradientless.language.data import EncodedTexts, batch_indices
 from gradientless.language.surfaces import SURFACES, Surface, options_of
 from gradientless.language.surfaces.base import EncodedRows
 from gradientless.language.tasks import Example, Prompt, find_task
@@ -230,6 +230,8 @@ class Rows:
         """What the loss expects of `rows`; see `Loss.against`."""
         if self.loss.against == ROWS:
             return [self._examples[int(row)] for row in rows]
+        if isinstance(self.encoded, EncodedTexts):
+            return self.encoded.expected(rows).to(self.labels.device)
         values = self.labels if self._tokens is None else self._tokens
         return values[torch.from_numpy(rows).to(values.device)]
 

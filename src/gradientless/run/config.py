@@ -273,9 +273,10 @@ class SurfaceConfig(_Section):
     pooling: Literal["auto", "cls", "mean", "last"] = "auto"
     hidden: Count | None = None
     """Width of the two-layer head; the width of the features by default."""
-    readout: Literal["auto", "head", "prompt"] = "auto"
+    readout: Literal["auto", "head", "prompt", "tokens"] = "auto"
     """How class scores are read off: a classification head, or the label words of a prompt. "auto" is the head for
-    encoders and for surface head, the prompt for other language models."""
+    encoders and for surface head, the prompt for other language models. "tokens": no classes, language modelling on the
+    rows' texts, for side networks."""
     start: Literal["random", "probe", "real", "previous"] | None = None
     """Of a new classification head: random, or from the linear probe on the training rows ("probe"). Of virtual tokens:
     as real tokens are ("real"), or random. Of a later stage: as the stage before left it ("previous")."""
@@ -539,7 +540,9 @@ def _read_stages(whole: Mapping[str, Any], lines: list[str]) -> list[Stage]:
         if not isinstance(table, Mapping):
             continue  # which is told of the whole list
         owner, own = f"stages[{number}]", {key: value for key, value in table.items() if key != "name"}
-        for key in [key for key in own if key in (*ABOVE_STAGES, "stages")]:
+        texts = _plain(below.get("surface")) | _plain(own.get("surface"))
+        free = ("data",) if texts.get("readout") == "tokens" else ()  # whose texts may be others
+        for key in [key for key in own if key in (*ABOVE_STAGES, "stages") and key not in free]:
             lines.append(f"{owner}.{key}: must stand above the stages, got {shown(own.pop(key))}")
         name = table.get("name")
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
@@ -573,7 +576,12 @@ def _over(whole: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
         known = {"recompute", *options_of(SURFACES[name])}
         below["surface"] = {key: value for key, value in surface.items() if key in known}
-    if "seed" in own:  # which draws batches and noise anew, but no other rows: one stage's are not another's validation
+    if "path" in _plain(own.get("data")):
+        kept = ("max_length", "text_column", "split_seed")
+        below["data"] = {key: value for key, value in _plain(whole.get("data")).items() if key in kept}
+    elif (
+        "seed" in own
+    ):  # which draws batches and noise anew, but no other rows: one stage's are not another's validation
         default = RunConfig.model_fields["seed"].default
         below["data"] = {"split_seed": whole.get("seed", default)} | _without_none(_plain(whole.get("data")))
     return stack(below, own)[0]

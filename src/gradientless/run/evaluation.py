@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language.data import load_table
+from gradientless.language.data import EncodedTexts, load_table
 from gradientless.language.metrics import METRICS, TEXT_METRICS
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
@@ -52,7 +52,8 @@ def _all_rows(config: RunConfig, seed: int) -> Splits:
     if path is None:
         raise UserError("data.path: must be given where no task is, got nothing")
     validation = None if data.validation is None else Path(data.validation).expanduser()
-    return load_table(path, data.text_column, data.text_pair_column, data.label_column, validation, seed)
+    columns = data.text_column, data.text_pair_column, data.label_column
+    return load_table(path, *columns, validation, seed, labelled=config.surface.readout != "tokens")
 
 
 def model_folder(run_or_model: str | Path) -> Path:
@@ -73,6 +74,12 @@ def load_surface(run_or_model: str | Path, device: str = "auto") -> Surface:
     surface = load_saved(model_folder(run_or_model), device=pick_device(device))
     surface.eval()
     return surface
+
+
+def require_classes(surface: Surface) -> None:
+    """Raises UserError for a surface that has none."""
+    if surface.says_tokens:
+        raise UserError("model: must have classes, got a side network that was pretrained on texts alone")
 
 
 def pick_device(device: str) -> str:
@@ -157,6 +164,22 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"loss": float(loss), **values}
 
 
+@torch.no_grad()
+def score_tokens(surface: Surface, encoded: EncodedTexts, batch_size: int = 64) -> dict[str, float]:
+    """As `score`, over the tokens that are to be said of each text once."""
+    total, said, wanted = 0.0, [], []
+    order = np.argsort(encoded.lengths[: encoded.texts], kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        logits, tokens = surface.logits(surface.prepare(encoded.batch(rows))).float().cpu(), encoded.expected(rows)
+        total += float(torch.nn.functional.cross_entropy(logits.double(), tokens, reduction="sum"))
+        said.append(logits.argmax(dim=1))
+        wanted.append(tokens)
+    predicted, gold = torch.cat(said).numpy(), torch.cat(wanted).numpy()
+    values = {name: float(metric(predicted, gold, logits.shape[1])) for name, metric in METRICS.items()}
+    return {"loss": total / len(gold), **values}
+
+
 def evaluate_folder(
     run_or_model: str | Path,
     splits: Splits,
@@ -178,6 +201,7 @@ def evaluate_folder(
         have = ", ".join(f"{name} ({len(getattr(splits, name))} rows)" for name in SPLITS if getattr(splits, name))
         raise UserError(f"split: must be one with labelled rows, which are {have}, got '{split}'")
     surface = load_surface(run_or_model, device)
+    require_classes(surface)
     if splits.kind != "classification":
         if surface.labels:
             known = ", ".join(surface.labels)

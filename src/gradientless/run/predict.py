@@ -33,10 +33,11 @@ def predict_texts(
     import torch
 
     from gradientless.language.tasks import Example
-    from gradientless.run.evaluation import load_surface, logits_of
+    from gradientless.run.evaluation import load_surface, logits_of, require_classes
 
     _check(texts, pairs, batch_size)
     surface = load_surface(run_or_model, device)
+    require_classes(surface)
     examples = [Example(text, 0, None if pairs is None else pairs[i]) for i, text in enumerate(texts)]
     if not examples:
         return [], np.zeros((0, len(surface.labels)), dtype=np.float32)

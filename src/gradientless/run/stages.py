@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gradientless.errors import UserError
@@ -23,8 +22,8 @@ from gradientless.language.surfaces import Surface
 from gradientless.language.tasks import Splits
 from gradientless.run.assemble import Rows, make_optimizer, make_surface
 from gradientless.run.config import RunConfig, Stage
+from gradientless.run.evaluation import load_splits
 from gradientless.run.losses import loss_of
-from gradientless.run.objective import Objective
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
@@ -73,15 +72,18 @@ def handed_model(stage: Stage, left: Leaves, following: Stage) -> str | None:
 # --- before anything runs ------------------------------------------------------------------------------------------
 
 
-def check(stages: Sequence[Stage], splits: Splits, device: str) -> None:
+def check(config: RunConfig, device: str) -> None:
     """Make every stage's surface and optimizer once, of the base model, try a step on two rows, and see that each stage
     can go on from the one before. Raises UserError with a line for each mistake."""
     lines: list[str] = []
+    shared = load_splits(config)
     stage: Stage | None = None
     left: Leaves = {}
     model: tuple[Stage, Leaves] | None = None  # the stage that left the model that the next is made of
-    for following in stages:
+    for following in config.staged:
         try:
+            own = (following.config.task, following.config.data) != (config.task, config.data)
+            splits = load_splits(following.config) if own else shared
             mine = _rehearsed(following.config, splits, device)
         except UserError as error:
             lines += [following.line(line) for line in str(error).split("\n")]
@@ -101,12 +103,15 @@ def check(stages: Sequence[Stage], splits: Splits, device: str) -> None:
 def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
     surface = make_surface(config, splits.labels, device)
     optimizer = make_optimizer(config, surface)
-    few = config.model_copy(update={"surface": config.surface.model_copy(update={"recompute": True})})
+    few = config.model_copy(
+        update={
+            "batch_size": 2,
+            "micro_batch_size": 2,
+            "surface": config.surface.model_copy(update={"recompute": True}),
+        }
+    )
     loss = loss_of(config.loss, config.reward, splits.kind, splits.labels)
-    rows = Rows(surface, splits.train[:2], few, "", loss)
-    every = np.arange(len(rows.encoded))
-    part = surface.prepare(rows.part(every)), rows.expected(every)
-    objective = Objective(surface, [part], Noise(config.seed), rows.loss)
+    objective = Rows(surface, splits.train[:2], few, "", loss).objective(0, Noise(config.seed))
     if not isinstance(optimizer, ForwardOptimizer):
         objective.backward()
     elif optimizer.forecast(1) <= MANY:

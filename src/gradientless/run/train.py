@@ -25,11 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language.data import class_balance
+from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import TextRows, load_splits, pick_device, score, score_texts
+from gradientless.run.evaluation import TextRows, load_splits, pick_device, score, score_texts, score_tokens
 from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
 from gradientless.run.objective import BACKWARD, Objective
@@ -185,15 +185,16 @@ class Run:
             self.forward.settle()
         training = self.surface.training
         self.surface.eval()
-        if isinstance(self.validation_rows, TextRows):
-            texts, loss = self.validation_rows.read()
+        rows = self.validation_rows
+        texts: list[str] = []
+        if isinstance(rows, TextRows):
+            texts, loss = rows.read()
             found = score_texts(texts, self.validation, self.kind, loss)
+        elif isinstance(rows.encoded, EncodedTexts):
+            found = score_tokens(self.surface, rows.encoded, self.config.micro_batch_size or 64)
         else:
-            logits = self.validation_rows.logits()
-            texts, found = (
-                chosen(logits, self.validation, self.labels),
-                score(logits, self.validation_rows.labels.cpu()),
-            )
+            logits = rows.logits()
+            texts, found = chosen(logits, self.validation, self.labels), score(logits, rows.labels.cpu())
         if self.reward is not None:
             found["reward"] = self.reward(texts, self.validation)
         self.surface.train(training)
@@ -229,6 +230,8 @@ class Run:
         done = self.done
         loss = math.inf if math.isnan(found["loss"]) else found["loss"]
         better = done.best_step < 0 or (found[self.ranked], -loss) > (done.best_accuracy, -done.best_loss)
+        if self.surface.says_tokens:  # few of which are said rightly
+            better = done.best_step < 0 or loss < done.best_loss
         done.stale = 0 if better else done.stale + 1
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, found[self.ranked], loss
@@ -426,7 +429,7 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
     stages = config.staged
     folder.sweep()
     if not folder.stage_folders():
-        check(stages, load_splits(config), pick_device(config.device))
+        check(config, pick_device(config.device))
     summaries = {}
     for stage, following in itertools.zip_longest(stages, stages[1:]):
         place = folder.stage(stage.folder)
@@ -468,8 +471,10 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
-        "accuracy_means": accuracy_name(run.labels, run.kind),
-        "f1_means": f1_name(run.labels, run.kind),
+        "accuracy_means": "accuracy (of the tokens)"
+        if run.surface.says_tokens
+        else accuracy_name(run.labels, run.kind),
+        "f1_means": "f1 (macro, over the tokens)" if run.surface.says_tokens else f1_name(run.labels, run.kind),
         "last": {key: last[key] for key in ("accuracy", "f1", "loss", "reward") if key in last},
         "model_step": run.done.best_step,
         "steps": run.done.step,

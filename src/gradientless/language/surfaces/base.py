@@ -107,6 +107,11 @@ class Surface(nn.Module, ABC):
         return False
 
     @property
+    def says_tokens(self) -> bool:
+        """Whether scores are of the rows' own tokens (`data.EncodedTexts`), not of classes."""
+        return False
+
+    @property
     def plain(self) -> str | None:
         """Where in what `save` wrote a plain model stands with all that was tuned of its own weights, for another
         surface to be made of; None where none of these are tuned, or an adapter is to be merged first."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
-from gradientless.language.data import Encoded, batch_indices
+from gradientless.language.data import Encoded, EncodedTexts, batch_indices
 from gradientless.language.prompting import EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
@@ -33,7 +33,7 @@ from gradientless.language.surfaces.pruning import Sums, fishers, magnitudes, pr
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
 from gradientless.language.tasks.base import Example, Prompt
 
-READOUTS = ("auto", "prompt", "classifier")
+READOUTS = ("auto", "prompt", "classifier", "tokens")
 INITS = ("fisher", "magnitude", "random")
 SIDE_FILE = "side.safetensors"
 
@@ -139,7 +139,8 @@ class LstSurface(Surface):
         """A pretrained model with a side network for `labels` (names by class index).
 
         readout: "prompt" (a language model answers `prompt`), "classifier" (a linear layer on pooled states; "head" is
-            the same) or "auto": the prompt where there is one.
+            the same) or "auto": the prompt where there is one. "tokens": no classes, but the texts' own tokens, which a
+            masked or causal language model says; to pretrain a side network.
         pooling: of the classifier: "cls", "mean" or "last"; "auto" is the last token of a decoder, the first of an
             encoder-decoder's answer, else the mean.
         reduction: r; the side network's width is d/r. layers: the backbone layers (from 0) that have a side layer, or
@@ -192,6 +193,8 @@ class LstSurface(Surface):
                 model, prompt, labels, options.max_length, options.truncation, options.padding, cls.owner
             )
             body = backbone.load_language_model(model, encoder.family, dtype, device)
+        elif options.readout == "tokens":
+            body = backbone.load_language_model(model, backbone.family(config), dtype, device)
         else:
             body = backbone.load_backbone(model, dtype, device)
             width = side["up"].out_features
@@ -219,7 +222,7 @@ class LstSurface(Surface):
         config: Any,
     ) -> None:
         owner = cls.owner
-        needed = bool(labels) or options.readout != "prompt"  # choices stand in the rows
+        needed = bool(labels) or options.readout not in ("prompt", "tokens")  # choices and tokens stand in the rows
         if needed and (len(labels) < 2 or len(set(labels)) < len(labels)):
             raise UserError(f"{owner}: two labels or more that differ are needed, got {', '.join(labels)}")
         shape.check(owner, config)
@@ -227,6 +230,8 @@ class LstSurface(Surface):
             raise unknown(owner, "readout", options.readout, READOUTS)
         if options.readout == "prompt" and prompt is None:
             raise UserError(f"{owner}: readout 'prompt' needs a prompt, got none")
+        if options.readout == "tokens" and backbone.family(config) == "text-to-text":
+            raise UserError(f"{owner}: readout 'tokens' needs a masked or causal model, got a text-to-text model")
         if options.pooling not in POOLINGS:
             raise unknown(owner, "pooling", options.pooling, POOLINGS)
         if options.init not in INITS:
@@ -277,7 +282,11 @@ class LstSurface(Surface):
 
     @property
     def prompted(self) -> bool:
-        return self.encoder is not None
+        return self.options.readout != "classifier"
+
+    @property
+    def says_tokens(self) -> bool:
+        return self.options.readout == "tokens"
 
     @property
     def plain(self) -> str | None:
@@ -293,6 +302,11 @@ class LstSurface(Surface):
     def encode(self, examples: Sequence[Example]) -> EncodedRows:
         if self.encoder is not None:
             return self.encoder.encode(examples)
+        if self.says_tokens:
+            mask = self.tokenizer.mask_token_id if backbone.family(self._config) == "masked" else None
+            if mask is None and backbone.family(self._config) == "masked":
+                raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
+            return EncodedTexts(self.tokenizer, examples, self.max_length, mask, self.options.seed)
         return Encoded(self.tokenizer, examples, self.max_length)
 
     def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
@@ -320,9 +334,11 @@ class LstSurface(Surface):
         def losses() -> Iterator[Tensor]:
             for row in chosen:
                 tensors = self._tensors(encoded.batch([row]))
-                scores, label = self._backbone_logits(tensors), encoded.labels[[int(row)]].to(self.device)
+                scores = self._backbone_logits(tensors)
+                wanted = encoded.expected([row]) if isinstance(encoded, EncodedTexts) else encoded.labels[[int(row)]]
                 # One score is the log-likelihood of the answer.
-                yield -scores.sum() if scores.shape[1] == 1 else nn.functional.cross_entropy(scores, label)
+                alone = scores.shape[1] == 1
+                yield -scores.sum() if alone else nn.functional.cross_entropy(scores, wanted.to(self.device))
 
         self.initialise(fishers(self.body, self._config, losses(), self.owner))
         return f"{self.owner}: side network pruned from the backbone by Fisher scores of {rows} rows"
@@ -352,18 +368,21 @@ class LstSurface(Surface):
         return PreparedLadder({name: copies(tensor) for name, tensor in prepared.tensors.items()}, features)
 
     def logits(self, prepared: PreparedLadder, generator: torch.Generator | None = None) -> Tensor:
-        """Class scores [B, C], float32. generator: of the dropout masks, on the surface's device."""
+        """Class scores [B, C], float32; of the readout "tokens" scores of the vocabulary [M, V] at the M positions of
+        the batch that are read (`EncodedTexts`). generator: of the dropout masks, on the surface's device."""
         states = self.states(prepared, generator)
+        if self.says_tokens:
+            return self._said(states, prepared.tensors)
         if self.encoder is None:
             return self._classified(states, prepared.tensors)
         with backbone.answering(self.model.backbone, states.to(self.dtype)):
             return readouts.scores(self.model.backbone, prepared.tensors, self.encoder.words)
 
     def token_logits(self, prepared: PreparedLadder) -> Tensor:
-        """Scores of every token of the vocabulary at every position [B, T, V], of the readout "prompt" only."""
-        if self.encoder is None:
-            raise UserError(f"{self.owner}: scores of tokens need the readout 'prompt', got 'classifier'")
-        known = {name: tensor for name, tensor in prepared.tensors.items() if name not in readouts.READ}
+        """Scores of every token of the vocabulary at every position [B, T, V], where there is the output layer."""
+        if not self.prompted:
+            raise UserError(f"{self.owner}: scores of tokens need the readout 'prompt' or 'tokens', got 'classifier'")
+        known = {name: tensor for name, tensor in prepared.tensors.items() if name not in (*readouts.READ, "said")}
         with backbone.answering(self.model.backbone, self.states(prepared).to(self.dtype)):
             return self.model.backbone(**known).logits.float()
 
@@ -492,7 +511,12 @@ class LstSurface(Surface):
         """Class scores of the backbone itself [B, C]."""
         if self.encoder is not None:
             return readouts.scores(self.model.backbone, tensors, self.encoder.words)
-        return self._classified(states_of(self.body, self._family, tensors, {})[1], tensors)
+        states = states_of(self.body, self._family, tensors, {})[1]
+        return self._said(states, tensors) if self.says_tokens else self._classified(states, tensors)
+
+    def _said(self, states: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        with backbone.answering(self.model.backbone, states[tensors["said"]].unsqueeze(0).to(self.dtype)):
+            return self.model.backbone(input_ids=tensors["input_ids"]).logits[0].float()
 
     def _classified(self, states: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         assert self.model.head is not None

@@ -37,6 +37,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "dropout": (int, float),
         "dtype": str,
     },
+    "tokens": {"labels": list, "max_length": int, "dropout": (int, float), "dtype": str},
     "classifier": {"labels": list, "max_length": int, "dropout": (int, float), "dtype": str},
     "adapter": {"labels": list, "options": dict},
 }
