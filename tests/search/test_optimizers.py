@@ -21,7 +21,7 @@ from gradientless.errors import UserError
 from gradientless.language.surfaces.head_session import HeadSession
 from gradientless.search.evaluators import Session, Snapshot
 from gradientless.search.noise import Noise
-from gradientless.search.optim import FIRST_ORDER, GLD, OPTIMIZERS, SMTP, STP, ForwardOptimizer, GLDSearch
+from gradientless.search.optim import FIRST_ORDER, GLD, OPTIMIZERS, SMTP, STP, ForwardOptimizer, GLDSearch, MeZO
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Update, point
 from gradientless.search.space import Space
 from gradientless.search.trajectory import Trajectory
@@ -324,7 +324,7 @@ def test_replay_is_training(key, variant, dtype, tmp_path):
     optimizer = make(key, variant, params, seed=5)
     log = optimizer.record(tmp_path / "log", {"base": "none"})
     losses = train(optimizer, Closure(params), STEPS)
-    assert len(log) == STEPS and log.header == {"optimizer": optimizer.name, "seed": 5, "base": "none"}
+    assert len(log) == STEPS and log.header["base"] == "none"
     again = make_params(dtype)
     replayer = make(key, variant, again, seed=5)
     assert [replayer.replay_step(payload) for payload in Trajectory.open(tmp_path / "log")] == losses
@@ -340,9 +340,14 @@ def test_replay_is_training(key, variant, dtype, tmp_path):
 
 
 def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):
+    """A log that does not say its settings, as early ones did not."""
+
+    def record(optimizer, name):
+        optimizer.trajectory = Trajectory(tmp_path / name, {"optimizer": optimizer.name, "seed": 0})
+
     params = make_params()
     optimizer = make("gld", "magnitude", params)
-    optimizer.record(tmp_path / "log")
+    record(optimizer, "log")
     train(optimizer, Closure(params), 5)
     shifted = make_params(values={name: value[::-1].copy() for name, value in start().items()})
     with pytest.raises(UserError, match=r"replay: step 0 must select .*'dense.weight'; another base?"):
@@ -352,18 +357,20 @@ def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):
         GLD(list(params.items())[:1], radius=0.4).replay(tmp_path / "log")
     plain = make_params()
     optimizer = GLD(plain.items(), radius=0.4)
-    optimizer.record(tmp_path / "long")
+    record(optimizer, "long")
     optimizer.step(Closure(plain, lambda p, t: 1.0))
     with pytest.raises(UserError, match="replay: a record must hold what the optimizer asks for, got a longer one"):
-        STP(make_params().items()).replay(tmp_path / "long")
+        replayed = STP(make_params().items())
+        replayed.name = "GLD"
+        replayed.replay(tmp_path / "long")
     optimizer = GLD(plain.items(), radius=0.4, check=False)
-    optimizer.record(tmp_path / "many")
+    record(optimizer, "many")
     lowest = iter([2.0] * 5 + [1.0] + [3.0] * 10)
     optimizer.step(lambda: next(lowest))
     with pytest.raises(UserError, match=r"replay: a record must name candidates below 3, got 5; other options\?"):
         GLD(make_params().items(), candidates=2).replay(tmp_path / "many")
     optimizer = GLD(list(plain.items())[:1], radius=0.4)
-    optimizer.record(tmp_path / "short")
+    record(optimizer, "short")
     optimizer.predicted_lr = lambda t: [0.4]
     optimizer.step(Closure(plain, lambda p, t: 1.0))
     with pytest.raises(UserError, match="replay: a record must hold what the optimizer asks for, got a shorter one"):
@@ -371,6 +378,50 @@ def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):
         replayer.predicted_lr = lambda t: [0.4]
         replayer.momentum_weighted = replayer.momentum = 0.5
         replayer.replay(tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": "rademacher"}, "MeZO: noise must be 'gaussian', as the log says, got 'rademacher'"),
+        ({"rank": 2}, "MeZO: rank must be 1, as the log says, got 2"),
+        ({"rank": None}, "MeZO: rank must be 1, as the log says, got None"),
+        ({"seed": 1}, "MeZO: seed must be 0, as the log says, got 1"),
+        ({"eps": 0.2}, "MeZO: eps must be 0.1, as the log says, got 0.2"),
+        ({"samples": 2}, "MeZO: samples must be 1, as the log says, got 2"),
+        ({"lr": 5.0, "patience": 3, "check": False}, None),
+    ],
+)
+def test_a_log_names_the_settings_that_its_bits_depend_on(options, message, tmp_path):
+    params = make_params()
+    options = {"rank": 1, "eps": 0.1, **options}
+    optimizer = MeZO(params.items(), eps=0.1, rank=1, check=False)
+    optimizer.record(tmp_path / "log")
+    train(optimizer, Closure(params), 2)
+    again = make_params()
+    replayer = MeZO(again.items(), **options)
+    if message is None:
+        replayer.replay(tmp_path / "log")
+        assert same(values(again), values(params))
+        return
+    with pytest.raises(UserError, match=f"^{message}$"):
+        replayer.replay(tmp_path / "log")
+    assert same(values(again), values(make_params()))
+
+
+def test_a_log_names_its_optimizer_tensors_and_groups(tmp_path):
+    params = make_params()
+    groups = [{"params": [item], "eps": 0.1 * (i + 1)} for i, item in enumerate(params.items())]
+    optimizer = MeZO(groups)
+    optimizer.record(tmp_path / "log")
+    for other, what in (
+        (MeZO(list(params.items())), "eps"),
+        (MeZO(groups[:-1]), "eps"),
+        (MeZO([{"params": [(name + "x", p) for name, p in g["params"]], "eps": g["eps"]} for g in groups]), "tensors"),
+        (GLD(params.items()), "optimizer"),
+    ):
+        with pytest.raises(UserError, match=f"{other.name}: {what} must be '.*', as the log says, got "):
+            other.replay(tmp_path / "log")
 
 
 def test_replay_with_predicted_radii_logs_less(tmp_path):

@@ -7,6 +7,8 @@ generator on logged answers.
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import struct
 import warnings
@@ -365,7 +367,13 @@ class ForwardOptimizer(torch.optim.Optimizer):
             )
 
     def follow(self, header: Mapping[str, Any]) -> None:
-        """Replay as the log with this header was written: walking or not, fused or not."""
+        """Replay as the log with this header was written, walking or not, fused or not; refuse other settings."""
+        own = json.loads(json.dumps(self.header()))
+        for option in [key for key in own if key in header and key not in ("evaluator", "fused")]:
+            if own[option] != header[option]:
+                raise UserError(
+                    f"{self.name}: {option} must be {header[option]!r}, as the log says, got {own[option]!r}"
+                )
         walked = header.get("evaluator") == "walk"
         if self.evaluator != "auto" and walked != (self.evaluator == "walk"):
             wanted = "walk" if walked else "any but walk"
@@ -684,9 +692,19 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return self.trajectory
 
     def header(self) -> dict[str, Any]:
-        """What a log of this optimizer says in its first lines; under walking, that and whether steps are fused."""
+        """What a log of this optimizer says in its first lines: the settings that its bits depend on; under walking
+        that, and whether steps are fused. An option in which groups differ, and the tensors' names, shapes and dtypes,
+        are told by a check sum."""
         walk = {"evaluator": "walk", "fused": self.fused} if self.walking else {}
-        return {"optimizer": self.name, "seed": self._noise.seed, **walk}
+        mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
+        groups = {key: [group.get(key) for group in self.param_groups] for key in self.defaults}
+        for key, each in groups.items():
+            if all(map(_is_plain, each)):
+                mine[key] = each[0] if all(value == each[0] for value in each) else _sum_of(each)
+        told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
+        tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
+        noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
+        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **walk}
 
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
@@ -697,6 +715,19 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if finish:
             self.finish()
         return len(log)
+
+
+_UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"}  # options that no bit of a replay needs
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _sum_of(value: Any) -> str:
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
 class _Watched:

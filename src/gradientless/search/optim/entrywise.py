@@ -143,6 +143,9 @@ class Entrywise(SPSA):
             return set()
         return {(d.block, self.space.block(d.block).birth(d.step)) for d in self.window.directions()}
 
+    def header(self) -> dict[str, Any]:
+        return {**super().header(), "window": None if self.window is None else self.window.estimates.maxlen}
+
     def search_state(self) -> dict[str, Any]:
         window = None if self.window is None else self.window.state()
         return {**super().search_state(), "taken": self.taken, "window": window}
