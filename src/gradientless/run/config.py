@@ -282,8 +282,8 @@ class SurfaceConfig(_Section):
     as real tokens are ("real"), or random. Of a later stage: as the stage before left it ("previous")."""
     truncation: Literal["right", "left"] = "right"
     """The side on which a prompt's text is cut when it is too long."""
-    max_new_tokens: Count | None = None
-    """Of an answer that the model writes; 32 by default."""
+    max_new_tokens: Count = 32
+    """Of an answer that the model writes."""
     activation: Annotated[str, AfterValidator(_check_activation)] = "auto"
     """"relu", "tanh", "gelu"; "auto" is the library head's own, and relu for the two-layer head."""
     recompute: bool = False
