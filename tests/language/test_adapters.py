@@ -88,7 +88,6 @@ FIT = dict.fromkeys(SURFACES, FAMILIES) | {
     "prompt": ("bert", "distilbert", "roberta", "opt", "llama"),
 }
 CASES = [(name, kind, "prompt") for name in SURFACES for kind in FIT[name]]
-CASES += [(name, kind, "head") for name in ("side_lora", "lora", "bias", "prompt") for kind in ("distilbert", "opt")]
 
 
 @pytest.mark.parametrize(("name", "kind", "readout"), CASES)

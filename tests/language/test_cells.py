@@ -1,0 +1,82 @@
+"""Every surface in a small random model of every family, under a head and behind a prompt: kept, or refused in a line.
+
+Behind a prompt the adapters are tried in `test_adapters` and side networks in `test_lst`; here are the cells beside.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import families
+import pytest
+from families import FAMILIES, LABELS, prompt_of
+from tiny_models import EXAMPLES
+
+from gradientless.errors import UserError
+from gradientless.language.surfaces import SURFACES
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+import surfaces_on_starters as starters
+
+OPTIONS = {
+    "k_lst": {"reduction": 4, "k": 2},
+    "layers": {"pattern": [r"\.1\.", "[nN]orm"]},
+    "lora": {"rank": 2},
+    "lst": {"reduction": 4},
+    "prefix": {"tokens": 3},
+    "prompt": {"tokens": 3},
+    "side_lora": {"rank": 2},
+}
+ENCODERS, DECODERS = ("bert", "distilbert", "roberta"), ("opt", "llama")
+
+
+def refusal(name: str, kind: str, readout: str) -> str | None:
+    """Why a family cannot have a surface; None where it can."""
+    if kind == "t5" and readout == "head" and name not in ("lst", "k_lst"):
+        return "head: .* must be an encoder or a decoder, got an encoder-decoder model"
+    if name == "prefix" and kind not in DECODERS:
+        return f"prefix: the model must be a causal one, got a {'text-to-text' if kind == 't5' else 'masked'} model"
+    if name == "prompt" and kind == "t5":
+        return "prompt: the model must be a causal or masked one, got a text-to-text model"
+    if name == "bias" and kind in ("llama", "t5"):
+        return "bias: the model must have biases, got none"
+    return None
+
+
+ALL = [(n, k, r) for n in SURFACES for k in FAMILIES for r in ("head", "prompt") if (n, r) != ("head", "prompt")]
+CELLS = [cell for cell in ALL if refusal(*cell) is None and (cell[2] == "head" or cell[0] == "full")]
+CELLS = [cell for cell in CELLS if cell[0] not in ("lst", "k_lst") or cell[1] == "t5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made: dict[str, str] = {}
+
+    def of(kind: str) -> str:
+        if kind not in made:
+            made[kind] = families.save(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return of
+
+
+def given(name, kind, readout):
+    prompt = prompt_of(kind) if readout == "prompt" else None
+    return {"rows": EXAMPLES, "labels": LABELS, "prompt": prompt, "lr": 0.01, **OPTIONS.get(name, {})}
+
+
+@pytest.mark.parametrize(("name", "kind", "readout"), CELLS)
+def test_contract(name, kind, readout, folder, tmp_path):
+    kept = starters.contract(name, folder(kind), tmp_path, **given(name, kind, readout))
+    assert kept.starts is (None if name in ("lst", "k_lst", "prefix", "prompt") else True)
+    assert kept.frozen and kept.loads and kept.opened, kept
+    assert kept.opened == ("peft" if name in ("lora", "side_lora", "ia3") else "transformers")
+    assert kept.moved > 0 and kept.tuned > 0 and kept.share <= 1 and kept.whole
+
+
+@pytest.mark.parametrize(("name", "kind", "readout"), [cell for cell in ALL if refusal(*cell) is not None])
+def test_refused(name, kind, readout, folder, tmp_path):
+    with pytest.raises(UserError, match=refusal(name, kind, readout)) as caught:
+        starters.contract(name, folder(kind), tmp_path, **given(name, kind, readout))
+    assert "\n" not in str(caught.value)
