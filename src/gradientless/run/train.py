@@ -468,6 +468,9 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
             run.surface.save_merged(place)
     timings = run.folder.read_timings()
     counted = run.surface.products()
+    means = accuracy_name(run.labels, run.kind), f1_name(run.labels, run.kind)
+    if run.surface.says_tokens:
+        means = "accuracy (of the tokens)", "f1 (macro, over the tokens)"
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
