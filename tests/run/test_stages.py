@@ -307,7 +307,7 @@ def test_refused_before_anything_runs(model, text, lines, command, tmp_path, cap
 class TestTokens:
     """`readout = "tokens"`: a side network says the texts' own tokens."""
 
-    EXAMPLES = (training.Example("a good film", 1), training.Example("the plot was very dull", 0, None))
+    EXAMPLES = (Example("a good film", 1), Example("the plot was very dull", 0, None))
 
     @pytest.fixture(params=["bert", "distilbert", "llama", "opt", "roberta"])
     def surface(self, request, tmp_path):

@@ -474,10 +474,8 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
-        "accuracy_means": "accuracy (of the tokens)"
-        if run.surface.says_tokens
-        else accuracy_name(run.labels, run.kind),
-        "f1_means": "f1 (macro, over the tokens)" if run.surface.says_tokens else f1_name(run.labels, run.kind),
+        "accuracy_means": means[0],
+        "f1_means": means[1],
         "last": {key: last[key] for key in ("accuracy", "f1", "loss", "reward") if key in last},
         "model_step": run.done.best_step,
         "steps": run.done.step,
