@@ -38,6 +38,7 @@ def load_table(
     """
     path = Path(path)
     columns: Columns = (text_column, text_pair_column, label_column)
+    names: tuple[str, ...] = ()
     test_file = None
     if path.is_dir():
         train_file = _find(path, ("train",))
@@ -50,7 +51,7 @@ def load_table(
         validation = Path(validation) if validation is not None else None
     table = read_table(train_file)
     if not labelled and label_column not in table.columns:
-        columns, names = (text_column, text_pair_column, None), ()
+        columns = (text_column, text_pair_column, None)
         _table(train_file, columns, table)
     else:
         _table(train_file, columns, table)
