@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -20,7 +22,13 @@ from safetensors.torch import load_file
 import tiny_run
 from gradientless import cli
 from gradientless.language.surfaces import FullSurface
+from gradientless.language.tasks import Example, Prompt
+from gradientless.run.objective import Objective
 from gradientless.run.train import Run
+from gradientless.search.evaluators import Walk
+from gradientless.search.noise import Noise
+from gradientless.search.points import ALL, Direction, point
+from gradientless.search.space import Space
 
 MEZO = ("optimizer.lr=1e-3", "optimizer.eps=1e-2")
 INJECT = ("optimizer.evaluator=inject", "optimizer.rank=1", "optimizer.noise=rademacher")
@@ -546,3 +554,50 @@ def test_a_step_without_a_finite_loss_is_skipped(train, own, capsys):
     capsys.readouterr()
     assert gradientless("replay", str(run)) == 0
     assert "bit-equal to the run yes" in told(capsys.readouterr().out)
+
+
+# --- rows of a table that the batch does not touch -------------------------------------------------------------------
+
+
+@pytest.fixture
+def objective_of(models):
+    """objective_of(model) -> the loss on two short rows of the surface full over that model."""
+
+    def make(model: str) -> Objective:
+        options = {} if model == "bert" else {"prompt": Prompt("{text}:", {"negative": " bad", "positive": " good"})}
+        folder = models.get(model, model)
+        surface = FullSurface.create(folder, ("negative", "positive"), max_length=16, seed=1, **options)
+        encoded = surface.encode([Example("a good film", 1), Example("bad", 0)])
+        parts = [(surface.prepare(encoded.batch(np.array([row]))), encoded.labels[[row]]) for row in (0, 1)]
+        return Objective(surface, parts, Noise(0))
+
+    return make
+
+
+@torch.no_grad()
+def test_losses_read_the_touched_rows_alone(objective_of):
+    objective = objective_of("bert")
+    ((name, rows),) = objective.touched().items()
+    tensors = objective.surface.trainable()
+    assert name.endswith(".embeddings.word_embeddings.weight") and 2 < len(rows) < len(tensors[name]) - 2
+    z = Direction(3, 0, ALL)
+    points = [point(0.1, z), point(-0.1, z)]
+    space = Space(tensors, Noise(0))
+    expected = Walk(space, objective.__call__).losses(points)
+    space.settle()
+    found = Walk(space, objective).losses(points)
+    assert found == pytest.approx(expected, rel=1e-5) and found[0] != found[1]
+    space.settle()
+    others = torch.ones(len(tensors[name]), dtype=torch.bool)
+    others[rows] = False
+    tensors[name][others] = math.nan
+    assert math.isfinite(objective())
+
+
+def test_a_tied_table_is_read_whole(objective_of, models, tmp_path):
+    assert objective_of("llama").touched() == {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"], tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(models["llama"]).save_pretrained(tmp_path)
+    assert list(objective_of(str(tmp_path)).touched()) == ["model.embed_tokens.weight"]

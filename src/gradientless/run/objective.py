@@ -94,6 +94,12 @@ class Objective:
             total += float(loss.detach())
         return total
 
+    def touched(self) -> dict[str, Tensor]:
+        """Tuned tensors of which the loss reads some rows alone, and which, for evaluators that move the weights."""
+        parts = [self.surface.touched(prepared) for prepared, _ in self.parts]
+        shared = set.intersection(*map(set, parts))
+        return {name: torch.cat([part[name] for part in parts]).unique() for name in shared}
+
     def injected(self, injection: Injection) -> Injected:
         """Losses under changes that are added inside the modules, all of them in one batch."""
         return Injected(self, injection)

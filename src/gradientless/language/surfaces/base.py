@@ -171,6 +171,10 @@ class Surface(nn.Module, ABC):
     def logits(self, prepared: Any, generator: torch.Generator | None = None) -> Tensor:
         """Class scores [B, C], float32, differentiable in the tuned tensors. generator: of the dropout masks."""
 
+    def touched(self, prepared: Any) -> dict[str, Tensor]:
+        """Tuned tensors of which `logits` reads some rows alone, and which rows: int64, distinct."""
+        return {}
+
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Class scores [B, C] of a batch of tokens."""
         return self.logits(self.prepare(batch))

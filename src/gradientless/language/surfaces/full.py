@@ -41,6 +41,11 @@ class Reading(ABC):
     width: int
     unused: tuple[str, ...] = ()
 
+    @property
+    def body(self) -> nn.Module:
+        """The library's model."""
+        return self.model
+
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> EncodedRows: ...
     @abstractmethod
@@ -118,6 +123,10 @@ class HeadReading(Reading):
         # The body's own pooler is no part of pooled features.
         self.unused = () if head.kind == "library" else ("model.pooler.",)
         self.needs_rows = head.needs_rows
+
+    @property
+    def body(self) -> nn.Module:
+        return self.head.model
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         return self.head.encode(examples)
@@ -311,6 +320,16 @@ class FullSurface(Surface):
         if self._products is None:
             self._products = of_whole(self)
         return self._products
+
+    def touched(self, prepared: PreparedTokens) -> dict[str, Tensor]:
+        """The batch's tokens in the table of a single tower, unless an output layer is tied to it."""
+        body: Any = self.reading.body
+        table = body.get_input_embeddings()
+        if type(table) is not nn.Embedding or body.config.is_encoder_decoder or "input_ids" not in prepared.tensors:
+            return {}
+        holders = [m for m in body.modules() if any(p is table.weight for p in m.parameters(recurse=False))]
+        name = next((name for name, tensor in self.trainable().items() if tensor is table.weight), None)
+        return {} if len(holders) > 1 or name is None else {name: prepared.tensors["input_ids"].unique()}
 
     def describe(self) -> str:
         return f"{self.reading.describe()}: {self.products()}"
