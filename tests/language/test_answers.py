@@ -10,6 +10,7 @@ import transformers
 from tiny_models import byte_level, unigram
 
 from gradientless.errors import UserError
+from gradientless.language import readouts
 from gradientless.language.prompting import PromptEncoder
 from gradientless.language.surfaces import SURFACES, FullSurface, load
 from gradientless.language.tasks import Example, Prompt
@@ -70,6 +71,27 @@ def test_choices_are_scored_as_one_by_one(language_models, kind, padding):
             assert found[row, column] == pytest.approx(total, rel=1e-5, abs=1e-4)
             assert means[row, column] == pytest.approx(total / tokens, rel=1e-5, abs=1e-4)
     assert len({round(float(x), 3) for x in found[found.isfinite()]}) == 7
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "prefix", "prompt", "side_lora"])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_what_choices_share_is_read_once(language_models, name, padding):
+    """The scores and their gradients are those of the whole rows; the model sees fewer tokens."""
+    made = surface(language_models, "llama", CHOICE, name, padding=padding, max_length=50)
+    tensors = made.prepare(made.encode(CHOICES).batch([0, 1, 2])).tensors
+    seen: list[int] = []
+    stack = made.model.get_decoder()
+    handle = stack.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2].numel()))
+    found = []
+    for share in (True, False):
+        values = readouts.scores(made.model, tensors, None, share=share)
+        finite = values[values.isfinite()]
+        found.append((finite, torch.autograd.grad(finite.square().sum(), list(made.trainable().values()))))
+    handle.remove()
+    assert len(seen) == 3 and seen[0] + seen[1] < seen[2]
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-5, atol=1e-4)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -173,7 +173,7 @@ def test_evaluators_agree(place, task, own, model, recwarn):
 @pytest.mark.parametrize("task", ["copa", "squad"])
 def test_surfaces_are_trained_on_the_answers_likelihood(place, task, name):
     """Losses of micro-batches are weighed by their tokens, and so are their gradients."""
-    more = ("surface.reduction=4",) if name == "lst" else ()
+    more = ("surface.reduction=4", "surface.max_new_tokens=32") if name == "lst" else ()
     found = []
     for size in ("batch_size=4", "micro_batch_size=3"):
         own = (f"surface.name={name}", "optimizer.lr=1e-3", "data.max_length=50", *more, size)
@@ -370,7 +370,7 @@ def test_the_answers_likelihood_is_a_loss_of_classes_too(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "line"),
+    ("own", "line"),
     [
         (
             ("surface.name=head",),

@@ -152,7 +152,7 @@ class PromptEncoder:
         return Example("a", 0, "a", fields, () if self.words is not None else ("a",), ("a",))
 
     def _with_answers(
-        self, examples: Sequence[Example], said: list[tuple[Ids, ...]], mean: bool = False
+        self, examples: Sequence[Example], said: Sequence[tuple[Ids, ...]], mean: bool = False
     ) -> EncodedAnswers:
         if self.family == "causal":  # the last token of an answer is read, not seen
             more = [max(len(ids) - 1 for ids in each) if each else self.max_new_tokens for each in said]
@@ -421,7 +421,7 @@ class EncodedAnswers:
         encoder: PromptEncoder,
         fronts: list[Ids],
         backs: list[Ids],
-        answers: list[tuple[Ids, ...]],
+        answers: Sequence[tuple[Ids, ...]],
         labels: list[int],
         cut: int,
         mean: bool,

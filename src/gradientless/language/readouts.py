@@ -22,6 +22,7 @@ def scores(
     inputs: dict[str, Tensor],
     words: LabelWords | None,
     whole: bool = False,
+    share: bool = False,
     normalised: bool = False,
 ) -> Tensor:
     """Score of every label word or choice: float32 [B, C], differentiable in the model's weights.
@@ -29,11 +30,16 @@ def scores(
     inputs: of `EncodedPrompts.batch` or `EncodedAnswers.batch`, on the model's device. Words of one token each are
     scored by their logits, whose differences are those of the log-probabilities; else, as choices are, by the sum (or
     mean) of their tokens' log-probabilities. A choice that its row does not have scores -inf. whole: compute logits at
-    all positions and of the full vocabulary, as the library does. normalised: give words of one token their
+    all positions and of the full vocabulary, as the library does. share: a causal model reads what the choices of a row
+    have in common once, and goes on behind it with what it kept. normalised: give words of one token their
     log-probability too, which costs the logits of the full vocabulary.
     """
     if "targets" in inputs:
-        return _of_answers(model, inputs, whole)
+        chosen = inputs["chosen"]
+        several = share and not whole and len(inputs["input_ids"]) > len(chosen) and inputs["targets"].shape[1] > 1
+        found = _behind_shared(model, inputs) if several else _of_answers(model, inputs, whole)
+        sums = (found * inputs["weights"]).sum(dim=-1)
+        return sums.new_full(chosen.shape, -torch.inf).masked_scatter(chosen, sums)
     assert words is not None
     slots, tokens = inputs["slots"], words.tokens.to(inputs["slots"].device)
     options = _options(model, inputs)
@@ -54,7 +60,7 @@ def scores(
 
 
 def _of_answers(model: nn.Module, inputs: dict[str, Tensor], whole: bool) -> Tensor:
-    """[B, C] sums of the weighted log-probabilities of each answer's tokens."""
+    """[R, K] log-probabilities of each answer's tokens."""
     slots = inputs["slots"]
     with contextlib.ExitStack() as stack:
         met = [] if whole else stack.enter_context(_states_at(slots, model.get_decoder()))  # type: ignore[operator]
@@ -62,14 +68,40 @@ def _of_answers(model: nn.Module, inputs: dict[str, Tensor], whole: bool) -> Ten
     if not met:
         logits = logits[torch.arange(len(slots), device=slots.device).unsqueeze(1), slots]
     # A row at a time, in single precision: the vocabulary is wide.
-    found = torch.stack([_log_probabilities(*each) for each in zip(logits, inputs["targets"], strict=True)])
-    sums = (found * inputs["weights"]).sum(dim=-1)
-    chosen = inputs["chosen"]
-    return sums.new_full(chosen.shape, -torch.inf).masked_scatter(chosen, sums)
+    return torch.stack([_log_probabilities(*each) for each in zip(logits, inputs["targets"], strict=True)])
+
+
+def _behind_shared(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """`_of_answers` of a causal model, each row of data read once up to its last token before the answers."""
+    ids, mask, targets = inputs["input_ids"], inputs["attention_mask"], inputs["targets"]
+    row = inputs["chosen"].nonzero()[:, 0]  # [R], of data
+    first = torch.searchsorted(row, torch.arange(len(inputs["chosen"]), device=row.device))  # its first row of tokens
+    last = inputs["slots"][:, :1]  # [R, 1], where the answer's first token is read
+    width = int((mask.cumsum(dim=1).gather(1, last)).max())
+    at = last[first] - torch.arange(width - 1, -1, -1, device=ids.device)  # [B, width], padded at the left
+    seen = mask[first].gather(1, at.clamp(min=0)) * (at >= 0)
+    there = {"input_ids": ids[first].gather(1, at.clamp(min=0)), "attention_mask": seen}
+    there["position_ids"] = (seen.cumsum(dim=1) - 1).clamp(min=0)
+    with _states_at(torch.full_like(at[:, :1], width - 1), model.get_decoder()):  # type: ignore[operator]
+        out = model(**there, use_cache=True)
+    begun = _log_probabilities(out.logits[:, -1][row], targets[:, 0])
+    kept = out.past_key_values
+    kept.batch_select_indices(row)
+    more = (inputs["weights"][:, 1:] > 0).to(mask.dtype)  # [R, K - 1]
+    places = seen.sum(dim=1, keepdim=True)[row] + torch.arange(more.shape[1], device=ids.device)
+    logits = model(
+        input_ids=targets[:, :-1],
+        attention_mask=torch.cat([seen[row], more], dim=1),
+        position_ids=places,
+        past_key_values=kept,
+        use_cache=True,
+    ).logits
+    rest = [_log_probabilities(*each) for each in zip(logits, targets[:, 1:], strict=True)]
+    return torch.cat([begun.unsqueeze(1), torch.stack(rest)], dim=1)
 
 
 def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits: [K, V]. targets: int64 [K]. Returns float32 [K]."""
+    """logits: [N, V]. targets: int64 [N]. Returns float32 [N]."""
     logits = logits.float()
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
@@ -93,11 +125,10 @@ def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: i
     """
     stops = stops.to(inputs["input_ids"].device)
     options, last = _options(model, inputs, cached=True), inputs["input_ids"].shape[1] - 1
-    reader = contextlib.nullcontext([])
-    if "decoder_input_ids" not in inputs:
-        at = torch.full_like(inputs["input_ids"][:, :1], last)
-        reader = _states_at(at, model.get_decoder())  # type: ignore[operator,assignment]
-    with reader:
+    with contextlib.ExitStack() as stack:
+        if "decoder_input_ids" not in inputs:
+            at = torch.full_like(inputs["input_ids"][:, :1], last)
+            stack.enter_context(_states_at(at, model.get_decoder()))  # type: ignore[operator]
         out = model(**options)
     tokens: list[Tensor] = []
     ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=stops.device)

@@ -76,7 +76,7 @@ class PromptReading(Reading):
         return self.encoder.encode(examples)
 
     def scores(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
-        return readouts.scores(self.model, tensors, self.encoder.words)
+        return readouts.scores(self.model, tensors, self.encoder.words, share=self.encoder.family == "causal")
 
     def describe(self) -> str:
         words = ", ".join(f"{self.encoder.prompt.words[label]!r}" for label in self.labels)
