@@ -46,12 +46,19 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
     config.model, where the same model lies elsewhere."""
     kind, model = SURFACES[config.surface.name], config.model if model is None else model
     known = options_of(kind)
-    options = config.surface.model_dump(exclude={"name", "recompute"}, exclude_none=True)
+    options = config.surface.model_dump(exclude={"name", "recompute", "cache"}, exclude_none=True)
     if "readout" in known:
         options["prompt"] = prompt_of(config, model)
         if options["readout"] == "auto":
             options["readout"] = "head" if options["prompt"] is None else "prompt"
     strange = []
+    if config.surface.cache and not kind.keeps_states:
+        have = ", ".join(name for name, other in sorted(SURFACES.items()) if other.keeps_states)
+        strange.append(
+            f"surface.cache: surface '{config.surface.name}' has no states to keep, got true; those that have: {have}"
+        )
+    if config.surface.cache and config.surface.unfrozen:
+        strange.append(f"surface.cache: needs a frozen backbone, got surface.unfrozen = {config.surface.unfrozen}")
     for key, value in options.items():
         if key not in known and value != SurfaceConfig.model_fields[key].default:
             have = ", ".join(name for name, other in sorted(SURFACES.items()) if key in options_of(other))
@@ -167,6 +174,9 @@ class Rows:
     """
 
     def __init__(self, surface: Surface, encoded: EncodedRows, config: RunConfig, title: str):
+        if config.surface.cache:
+            size = config.micro_batch_size or min(config.batch_size, 64)
+            encoded = features.keep_states(cast(Any, surface), encoded, size, title=title)
         self.surface, self.encoded, self._config = surface, encoded, config
         self.labels = encoded.labels.to(surface.device)
         self._loss = loss_named(config.loss)

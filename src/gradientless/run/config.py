@@ -270,6 +270,8 @@ class SurfaceConfig(_Section):
     """"relu", "tanh", "gelu"; "auto" is the library head's own, and relu for the two-layer head."""
     recompute: bool = False
     """Run the frozen body in every step, as the thesis did, not once per data set."""
+    cache: bool = False
+    """Keep the frozen backbone's states of every token on disk, so that steps do without it (lst, k_lst)."""
     dropout: Dropout = 0.0
     # Options of the surfaces beside and inside the model; None is the surface's own default.
     rank: Count | None = None
