@@ -75,6 +75,7 @@ def contract(
     Raises `UserError` for a surface that the model cannot have.
     """
     begin = time.perf_counter()
+    prompt = None if name == "head" else prompt  # which has no other reading
     standing: dict[str, Any] = {"seed": 3, "max_length": max_length}
     reading: dict[str, Any] = {"readout": "head" if prompt is None else "prompt", "prompt": prompt}
     surface = SURFACES[name].create(model, labels, **standing, **({} if name == "head" else reading), **options)

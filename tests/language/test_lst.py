@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
+from types import SimpleNamespace
 
 import families
 import numpy as np
@@ -14,10 +16,12 @@ from tiny_models import EXAMPLES
 
 from gradientless.errors import UserError
 from gradientless.language import backbone
+from gradientless.language.features import keep_states
 from gradientless.language.surfaces.ladder import FAMILIES as KNOWN
 from gradientless.language.surfaces.ladder import ChannelPool, window
 from gradientless.language.surfaces.lst import KLstSurface, LstSurface
 from gradientless.language.surfaces.pruning import best, fishers, magnitudes
+from gradientless.language.tasks import Prompt
 from gradientless.search.optim import OPTIMIZERS
 
 READOUTS = ("prompt", "classifier")
@@ -465,3 +469,70 @@ def test_more_errors(folder, models, tmp_path):
 def test_every_family_is_tried():
     assert {"bert", "distilbert", "roberta", "opt", "llama", "t5"} <= set(KNOWN)
     assert set(KNOWN) - set(FAMILIES) == {"camembert", "mistral", "qwen2", "xlm-roberta"}  # same layers as one of those
+
+
+class TestKeptStates:
+    """The backbone's states of a whole split, computed once (`features.keep_states`)."""
+
+    @pytest.mark.parametrize("readout", READOUTS)
+    @pytest.mark.parametrize("kind", FAMILIES)
+    def test_scores_and_gradients_are_those_without(self, kind, readout, folder, tmp_path, monkeypatch):
+        for options in ({}, {"padding": "left"}, {"layers": [1, 3]}) if kind in ("llama", "opt") else ({},):
+            surface = make(kind, folder, readout=readout, init="magnitude", **options)
+            train(surface)
+            encoded = surface.encode(EXAMPLES)
+            kept = keep_states(surface, encoded, 2, tmp_path, show=False)
+            rows = [4, 1, 3]
+            expected = surface.logits(surface.prepare(encoded.batch(rows)))
+            gradients = torch.autograd.grad(expected.square().sum(), list(surface.trainable().values()))
+            monkeypatch.setattr(type(surface), "_features", None)  # the backbone does not run again
+            found = surface.logits(surface.prepare(kept.batch(rows)))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            again = torch.autograd.grad(found.square().sum(), list(surface.trainable().values()))
+            torch.testing.assert_close(again, gradients, atol=1e-4, rtol=1e-4)
+            monkeypatch.undo()
+
+    def test_words_of_several_tokens_have_rows_of_their_own(self, language_models, tmp_path):
+        prompt = Prompt("{text} It was {mask}.", {"bad": "terrible", "good": "great film"})
+        surface = LstSurface.create(
+            language_models("bert", 0), LABELS, prompt=prompt, reduction=4, init="magnitude", max_length=32
+        )
+        encoded = surface.encode(EXAMPLES)
+        kept = keep_states(surface, encoded, 2, tmp_path, show=False)
+        assert len(kept.batch([1, 0])["input_ids"]) > 2 == len(kept.batch([1, 0])["states"])
+        with torch.no_grad():
+            expected = surface.logits(surface.prepare(encoded.batch([1, 0])))
+            found = surface.logits(surface.prepare(kept.batch([1, 0])))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+    def test_half_precision_is_kept_to_the_bit(self, dtype, folder, tmp_path):
+        surface = make("bert", folder, readout="classifier", init="magnitude", dtype=dtype)
+        encoded = surface.encode(EXAMPLES)
+        kept = keep_states(surface, encoded, 1, tmp_path, show=False)
+        (file,) = tmp_path.iterdir()
+        assert np.load(file, mmap_mode="r").itemsize == torch.empty(0, dtype=surface.dtype).element_size()
+        for row in range(5):
+            plain = surface.prepare(encoded.batch([row])).features["stack"]
+            brought = surface.prepare(kept.batch([row])).features["stack"]
+            assert all(torch.equal(brought[n], states) and states.dtype == surface.dtype for n, states in plain.items())
+
+    def test_files_are_found_again_and_told_apart(self, folder, tmp_path, monkeypatch):
+        surface = make("bert", folder, readout="classifier", init="random")
+        encoded = surface.encode(EXAMPLES)
+        keep_states(surface, encoded, 2, tmp_path, show=False)
+        keep_states(
+            make("bert", folder, readout="classifier", init="random", layers=1), encoded, 2, tmp_path, show=False
+        )
+        keep_states(surface, surface.encode(EXAMPLES[:3]), 2, tmp_path, show=False)
+        assert len(list(tmp_path.iterdir())) == 3
+        other = make("bert", folder, readout="classifier", init="magnitude", reduction=2)  # reads the same states
+        monkeypatch.setattr(type(other), "states_of_rows", None)
+        keep_states(other, encoded, 2, tmp_path, show=False)
+
+    def test_a_full_disk_is_one_line(self, folder, tmp_path, monkeypatch):
+        surface = make("bert", folder, readout="classifier", init="random")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=r"surface.cache: the backbone's states take 0.0 GiB, got 0.0 GiB free in"):
+            keep_states(surface, surface.encode(EXAMPLES), 2, tmp_path / "absent", show=False)
+        assert not (tmp_path / "absent").exists()

@@ -19,6 +19,7 @@ import gradientless as gradientless_package
 import tiny_run
 from gradientless import cli
 from gradientless.language.surfaces import Surface, load
+from gradientless.language.surfaces.lst import LstSurface
 from gradientless.run.predict import predict_texts
 from gradientless.run.train import Run
 
@@ -190,9 +191,44 @@ def test_connection_dropout_acts_while_training(command, tmp_path):
     assert first == again != without
 
 
+@pytest.mark.parametrize("method", ["adamw", "mezo walk"])
+def test_the_backbone_runs_once_where_its_states_are_kept(method, command, tmp_path, monkeypatch):
+    optimizer, options = METHODS[method]
+    runs = []
+    features = LstSurface._features
+    monkeypatch.setattr(LstSurface, "_features", lambda self, tensors: runs.append(1) or features(self, tensors))
+    counts = []
+    for name, more in (("kept", ("surface.cache=true",)), ("again", ("surface.cache=true",)), ("without", ())):
+        start = "surface.init=magnitude"
+        assert gradientless(*command("lst", *options, start, *more, name=name, optimizer=optimizer)) == 0
+        counts.append(len(runs))
+    described = 1
+    assert counts[1] - counts[0] == described and counts[2] - counts[1] > STEPS + described
+    kept, again, without = (
+        json.loads((tmp_path / n / "summary.json").read_text()) for n in ("kept", "again", "without")
+    )
+    assert kept["metrics"] == again["metrics"] and kept["last"]["loss"] == pytest.approx(
+        without["last"]["loss"], rel=1e-3
+    )
+    weights = [load_file(tmp_path / name / "model" / "side.safetensors") for name in ("kept", "again")]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
 @pytest.mark.parametrize(
     ("surface", "settings", "model", "message"),
     [
+        (
+            "lora",
+            ("surface.cache=true",),
+            "bert",
+            "surface.cache: surface 'lora' has no states to keep, got true; those that have: k_lst, lst",
+        ),
+        (
+            "k_lst",
+            ("surface.cache=true", "surface.unfrozen=1"),
+            "bert",
+            "surface.cache: needs a frozen backbone, got surface.unfrozen = 1",
+        ),
         ("lora", ("surface.targets=['quary']",), "bert", "lora: unknown target 'quary'; did you mean 'query'"),
         ("lora", ("surface.rank=17",), "bert", "lora: rank must be from 1 to 16, the narrowest layer's width, got 17"),
         ("lora", ("surface.rank=0",), "bert", "surface.rank: must be >= 1, got 0"),

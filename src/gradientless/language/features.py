@@ -1,12 +1,14 @@
-"""Features of a whole split, computed once and kept on disk."""
+"""Features of a whole split, or all states of a frozen backbone, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,14 +56,138 @@ def compute(
     `cache_folder()/features`), where each file ends in its own sha256: a file that is damaged or cut short is computed
     again. show: tell progress on stderr.
     """
+    path = _folder(cache_dir) / f"{key(surface, encoded)}.npy"
+
+    def fill(file: np.ndarray, rows: np.ndarray) -> None:
+        values = surface.features(encoded.batch(rows))
+        _require_finite(values, surface.dtype)
+        file[rows] = values.cpu().numpy()
+
+    return _kept(path, (len(encoded), surface.width), np.dtype(np.float32), fill, encoded, batch_size, show, title)
+
+
+class StateSurface(Protocol):
+    """What a surface needs for all states of its backbone to be kept: `states_of_rows` are those of each row of a batch
+    as vectors [count, width], `state_counts` how many there are, `states_read` which they are."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def body_checksum(self) -> str: ...
+    def states_read(self) -> str: ...
+    def state_counts(self, batch: dict[str, Tensor]) -> list[int]: ...
+    def states_of_rows(self, batch: dict[str, Tensor]) -> list[Tensor]: ...
+
+
+class WithStates:
+    """Rows (`EncodedRows`) whose batches bring the backbone's states along, under "states"."""
+
+    def __init__(self, encoded: EncodedRows, vectors: np.ndarray, ends: np.ndarray, dtype: torch.dtype) -> None:
+        self._encoded, self._vectors, self._ends, self._dtype = encoded, vectors, ends, dtype
+        self.labels, self.lengths, self.max_length = encoded.labels, encoded.lengths, encoded.max_length
+        self.fingerprint = encoded.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """As the rows' own, and "states": for each row the vectors [count, width] that were kept of it."""
+        states = []
+        for row in indices:
+            begin = int(self._ends[row - 1]) if row else 0
+            found = torch.from_numpy(np.array(self._vectors[begin : int(self._ends[row])]))
+            states.append(found.view(self._dtype))
+        return {**self._encoded.batch(indices), "states": states}
+
+
+def keep_states(
+    surface: StateSurface,
+    encoded: EncodedRows,
+    batch_size: int = 64,
+    cache_dir: Path | None = None,
+    show: bool = True,
+    title: str = "states",
+) -> WithStates:
+    """The rows with all states that the surface reads of its frozen backbone, memory-mapped, in the backbone's dtype.
+
+    Kept as `compute` keeps features. They are as large as the tokens: one vector for each state of each token. Raises
+    `UserError` where the disk has no room for them.
+    """
+    dtype = surface.dtype
+    counts = np.concatenate([_of_rows(surface.state_counts(encoded.batch(rows)), rows) for rows in _blocks(encoded)])
+    ends = np.cumsum(counts, dtype=np.int64)
+    stated = (VERSION, surface.body_checksum(), encoded.fingerprint, encoded.max_length, surface.states_read(), dtype)
+    name = hashlib.sha256("\0".join(map(str, stated)).encode()).hexdigest()
+    path = _folder(cache_dir) / f"{name}.npy"
+    kind = np.dtype({torch.float32: np.float32, torch.float16: np.float16}.get(dtype, np.uint16))  # bfloat16 as bits
+    shape = (int(ends[-1]), surface.width)
+    if not path.exists():
+        _require_room(path.parent, shape[0] * shape[1] * kind.itemsize)
+
+    def fill(file: np.ndarray, rows: np.ndarray) -> None:
+        found = surface.states_of_rows(encoded.batch(rows))
+        times = len(found) // len(rows)  # a prompt may be several rows of tokens
+        for at, row in enumerate(rows):
+            vectors = torch.cat(found[at * times : (at + 1) * times]).cpu()
+            _require_finite(vectors, dtype)
+            bits = vectors.view(torch.uint16) if kind == np.uint16 else vectors
+            file[ends[row] - counts[row] : ends[row]] = bits.numpy()
+
+    made = _kept(path, shape, kind, fill, encoded, batch_size, show, title)
+    return WithStates(encoded, np.asarray(made), ends, dtype)
+
+
+def _blocks(encoded: EncodedRows) -> list[np.ndarray]:
+    return np.array_split(np.arange(len(encoded)), -(-len(encoded) // 1024))
+
+
+def _of_rows(counts: Sequence[int], rows: np.ndarray) -> np.ndarray:
+    """Counts of rows of tokens, of which a row of data has one or several, summed for each row of data."""
+    return np.asarray(counts, dtype=np.int64).reshape(len(rows), -1).sum(axis=1)
+
+
+def _folder(cache_dir: Path | None) -> Path:
+    return cache_folder() / "features" if cache_dir is None else Path(cache_dir)
+
+
+def _require_finite(values: Tensor, dtype: torch.dtype) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(
+            f"features: the model's outputs must be finite, got inf or nan in {dtype}; use dtype float32 or bfloat16"
+        )
+
+
+def _require_room(folder: Path, size: int) -> None:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if size > 0.95 * free:
+        raise UserError(
+            f"surface.cache: the backbone's states take {size / 2**30:.1f} GiB, got {free / 2**30:.1f} GiB free in "
+            f"{folder}; leave surface.cache out, or set GRADIENTLESS_CACHE to another disk"
+        )
+
+
+Fill = Callable[[np.ndarray, np.ndarray], None]
+
+
+def _kept(
+    path: Path,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    fill: Fill,
+    encoded: EncodedRows,
+    batch_size: int,
+    show: bool,
+    title: str,
+) -> np.memmap:
+    """The array of the file, or one that `fill` makes: given the array and the numbers of some rows of like length."""
     console = Console(stderr=True, quiet=not show)
-    folder = cache_folder() / "features" if cache_dir is None else Path(cache_dir)
-    path = folder / f"{key(surface, encoded)}.npy"
-    shape = (len(encoded), surface.width)
     if path.exists():
-        if _sound(path) and (kept := _open(path, shape)) is not None:
+        if _sound(path) and (kept := _open(path, shape, dtype)) is not None:
             return kept
         console.print(f"{title}: the cached file {path.name} is damaged and is computed again", highlight=False)
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=folder)
@@ -71,7 +197,7 @@ def compute(
     os.close(descriptor)
     partial = Path(name)
     try:
-        _fill(surface, encoded, batch_size, partial, shape, console, title)
+        _fill(fill, encoded, batch_size, partial, shape, dtype, console, title)
         digest = _digest(partial, partial.stat().st_size)
         with partial.open("ab") as file:
             file.write(digest)
@@ -80,51 +206,46 @@ def compute(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    made = _open(path, shape)
+    made = _open(path, shape, dtype)
     assert made is not None
     return made
 
 
 def _fill(
-    surface: FeatureSurface,
+    fill: Fill,
     encoded: EncodedRows,
     batch_size: int,
     partial: Path,
     shape: tuple[int, int],
+    dtype: np.dtype[Any],
     console: Console,
     title: str,
 ) -> None:
     order = np.argsort(encoded.lengths, kind="stable")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        file = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task(title, total=len(order))
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                values = surface.features(encoded.batch(rows))
-                if not bool(torch.isfinite(values).all()):
-                    raise UserError(
-                        f"features: the model's outputs must be finite, got inf or nan in {surface.dtype}; "
-                        "use dtype float32 or bfloat16"
-                    )
-                file[rows] = values.cpu().numpy()
+                fill(file, rows)
                 progress.advance(bar, len(rows))
         file.flush()
     except OSError as error:
-        need = shape[0] * shape[1] * 4 / 2**20
+        need = shape[0] * shape[1] * dtype.itemsize / 2**20
         raise UserError(
             f"features: {need:.0f} MiB must fit into the cache folder {partial.parent}, got {error.strerror or error}"
         ) from None
 
 
-def _open(path: Path, shape: tuple[int, int]) -> np.memmap | None:
+def _open(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.memmap | None:
     """The file's array; None when it is not one of this shape."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return array if array.shape == shape and array.dtype == np.float32 else None
+    return array if array.shape == shape and array.dtype == dtype else None
 
 
 def _digest(path: Path, count: int) -> bytes:

@@ -52,7 +52,7 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
             f"surface: must read a prompt for a task of kind {config.kind} ({have}), got '{config.surface.name}'"
             + (" with readout 'head'" if "readout" in known else "")
         )
-    options = config.surface.model_dump(exclude={"name", "recompute"}, exclude_none=True)
+    options = config.surface.model_dump(exclude={"name", "recompute", "cache"}, exclude_none=True)
     if options.get("start") == "previous":  # which is taken up once the surface stands
         del options["start"]
     if "readout" in known:
@@ -60,6 +60,13 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
         if options["readout"] == "auto":
             options["readout"] = "head" if options["prompt"] is None else "prompt"
     strange = []
+    if config.surface.cache and not kind.keeps_states:
+        have = ", ".join(name for name, other in sorted(SURFACES.items()) if other.keeps_states)
+        strange.append(
+            f"surface.cache: surface '{config.surface.name}' has no states to keep, got true; those that have: {have}"
+        )
+    if config.surface.cache and config.surface.unfrozen:
+        strange.append(f"surface.cache: needs a frozen backbone, got surface.unfrozen = {config.surface.unfrozen}")
     for key, value in options.items():
         if key not in known and value != SurfaceConfig.model_fields[key].default:
             have = ", ".join(name for name, other in sorted(SURFACES.items()) if key in options_of(other))
@@ -191,6 +198,11 @@ class Rows:
             encoded = cast(EncodedRows, surface.encode_questions(examples))
         else:
             encoded = surface.encode(examples)
+        if config.surface.cache:
+            if self._tokens is not None or config.kind != "classification" or isinstance(encoded, EncodedTexts):
+                raise UserError("surface.cache: must be on rows of a class, got answers or texts to be said")
+            size = config.micro_batch_size or min(config.batch_size, 64)
+            encoded = features.keep_states(cast(Any, surface), encoded, size, title=title)
         self.encoded, self.labels = encoded, encoded.labels.to(surface.device)
         self.features: np.ndarray | None = None
         if surface.cacheable and not config.surface.recompute:

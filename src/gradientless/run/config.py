@@ -288,6 +288,8 @@ class SurfaceConfig(_Section):
     """"relu", "tanh", "gelu"; "auto" is the library head's own, and relu for the two-layer head."""
     recompute: bool = False
     """Run the frozen body in every step, as the thesis did, not once per data set."""
+    cache: bool = False
+    """Keep the frozen backbone's states of every token on disk, so that steps do without it (lst, k_lst)."""
     dropout: Dropout = 0.0
     # Options of the surfaces beside and inside the model; None is the surface's own default.
     rank: Count | None = None
@@ -574,14 +576,12 @@ def _over(whole: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     if name in _registered("surface") and name != surface.get("name", "head"):
         from gradientless.language.surfaces import SURFACES, options_of
 
-        known = {"recompute", *options_of(SURFACES[name])}
+        known = {"recompute", *(["cache"] if SURFACES[name].keeps_states else []), *options_of(SURFACES[name])}
         below["surface"] = {key: value for key, value in surface.items() if key in known}
     if "path" in _plain(own.get("data")):
         kept = ("max_length", "text_column", "split_seed")
         below["data"] = {key: value for key, value in _plain(whole.get("data")).items() if key in kept}
-    elif (
-        "seed" in own
-    ):  # which draws batches and noise anew, but no other rows: one stage's are not another's validation
+    elif "seed" in own:  # batches and noise anew, but no other rows: one stage's are not another's validation
         default = RunConfig.model_fields["seed"].default
         below["data"] = {"split_seed": whole.get("seed", default)} | _without_none(_plain(whole.get("data")))
     return stack(below, own)[0]

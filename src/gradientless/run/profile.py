@@ -177,7 +177,7 @@ def _options(section: str, surface: str, optimizer: str | None) -> set[str]:
     from gradientless.language.surfaces import SURFACES, options_of
 
     if section == "surface":
-        return {*options_of(SURFACES[surface]), "recompute"}
+        return {*options_of(SURFACES[surface]), "recompute", *(["cache"] if SURFACES[surface].keeps_states else [])}
     return set() if optimizer is None else set(optimizer_options(optimizer)[0])
 
 

@@ -107,7 +107,7 @@ def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
         update={
             "batch_size": 2,
             "micro_batch_size": 2,
-            "surface": config.surface.model_copy(update={"recompute": True}),
+            "surface": config.surface.model_copy(update={"recompute": True, "cache": False}),
         }
     )
     loss = loss_of(config.loss, config.reward, splits.kind, splits.labels)

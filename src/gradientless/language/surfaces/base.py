@@ -54,6 +54,7 @@ class Surface(nn.Module, ABC):
 
     cacheable: whether `prepare` does all of the frozen part's work, so that it can be done once a data set
         (`features(batch)` and `body_checksum()` are there then).
+    keeps_states: whether `prepare` can take a frozen backbone's states as `features.keep_states` kept them.
     labels: label names by class index. model: the module whose parameters are tuned; `trainable()` names them as its
         `named_parameters()` does. dropout: probability (the largest, where there are several), used in training mode
         only.
@@ -63,6 +64,7 @@ class Surface(nn.Module, ABC):
 
     cacheable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
+    keeps_states: ClassVar[bool] = False
     session: Callable[[Any], Any] | None = None
 
     model: nn.Module

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -83,6 +83,7 @@ class LstSurface(Surface):
     """
 
     owner: ClassVar[str] = "lst"
+    keeps_states: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -351,12 +352,66 @@ class LstSurface(Surface):
         prune(self.model.side, self.body, self._config, reduced, self.owner)
 
     def prepare(self, batch: dict[str, Tensor]) -> PreparedLadder:
-        """The backbone's states of a batch, without a graph; the tokens alone where some of its layers are tuned."""
+        """The backbone's states of a batch, without a graph: those that it brings along (`features.keep_states`), or
+        else computed; the tokens alone where some of its layers are tuned."""
         tensors = self._tensors(batch)
         if self.options.unfrozen:
             return PreparedLadder(tensors, None)
+        if "states" in batch:
+            return PreparedLadder(tensors, self._brought(tensors, cast("list[Tensor]", batch["states"])))
         with torch.no_grad():
             return PreparedLadder(tensors, self._features(tensors))
+
+    def body_checksum(self) -> str:
+        """sha256 of the backbone's weights."""
+        return backbone.checksum(self.model.backbone)
+
+    def states_read(self) -> str:
+        """Which of the backbone's states the side network reads, in words."""
+        return ", ".join(f"{tower} {ladder.features_read}" for tower, ladder in self._ladders().items())
+
+    def state_counts(self, batch: dict[str, Tensor]) -> list[int]:
+        """How many vectors `states_of_rows` has of each row."""
+        return [sum(each) for each in self._counts(self._masks(self._tensors(batch)))]
+
+    @torch.no_grad()
+    def states_of_rows(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """The backbone's states of each row of tokens as vectors [count, width]: by tower, token and number of the
+        state, without padding."""
+        tensors = self._tensors(batch)
+        features, masks = self._features(tensors), self._masks(tensors)
+        rows: list[list[Tensor]] = [[] for _ in tensors["input_ids"]]
+        for tower, states in features.items():
+            stacked = torch.stack(list(states.values()), dim=2)  # [B, T, n, d]
+            for row, (found, mask) in enumerate(zip(stacked, masks[tower], strict=True)):
+                rows[row].append(found[mask].flatten(0, 1))
+        return [torch.cat(each) for each in rows]
+
+    def _brought(self, tensors: dict[str, Tensor], states: list[Tensor]) -> dict[str, dict[int, Tensor]]:
+        """What `_features` would have computed, from what `states_of_rows` made of each row; zeros where padding is."""
+        masks = self._masks(tensors)
+        pieces = torch.cat(states).to(self.device).split([count for each in self._counts(masks) for count in each])
+        features: dict[str, dict[int, Tensor]] = {}
+        for place, (tower, ladder) in enumerate(self._ladders().items()):
+            numbers, mask = ladder.features_read, masks[tower]
+            found = torch.cat(pieces[place :: len(masks)]).view(-1, len(numbers), self.width)
+            whole = found.new_zeros(len(numbers), *mask.shape, self.width)
+            whole[:, mask] = found.transpose(0, 1)
+            features[tower] = dict(zip(numbers, whole, strict=True))
+        return features
+
+    def _counts(self, masks: Mapping[str, Tensor]) -> list[list[int]]:
+        """Vectors of each row, by tower."""
+        numbers = [len(ladder.features_read) for ladder in self._ladders().values()]
+        tokens = [mask.sum(dim=1).tolist() for mask in masks.values()]
+        return [[n * count for n, count in zip(numbers, each, strict=True)] for each in zip(*tokens, strict=True)]
+
+    def _masks(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the tokens of each tower stand: bool [B, T]."""
+        masks = {tower: tensors["attention_mask"].bool() for tower in self._ladders()}
+        if "decoder" in masks:
+            masks["decoder"] = torch.ones_like(tensors["decoder_input_ids"], dtype=torch.bool)
+        return masks
 
     def repeated(self, prepared: PreparedLadder, times: int) -> PreparedLadder:
         def copies(tensor: Tensor) -> Tensor:
@@ -490,7 +545,7 @@ class LstSurface(Surface):
         return "all layers" if self.shape.window == "all" else f"{self.shape.k} ({self.shape.window})"
 
     def _tensors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        tensors = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "states"}
         if "decoder" in self._family.towers and "decoder_input_ids" not in tensors:
             start = int(self._config.decoder_start_token_id)
             tensors["decoder_input_ids"] = tensors["input_ids"].new_full((len(tensors["input_ids"]), 1), start)
