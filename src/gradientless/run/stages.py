@@ -110,7 +110,7 @@ def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
             "surface": config.surface.model_copy(update={"recompute": True, "cache": False}),
         }
     )
-    loss = loss_of(config.loss, config.reward, splits.kind, splits.labels)
+    loss = loss_of(config.loss, config.reward, config.kind, splits.labels)
     objective = Rows(surface, splits.train[:2], few, "", loss).objective(0, Noise(config.seed))
     if not isinstance(optimizer, ForwardOptimizer):
         objective.backward()

@@ -88,7 +88,7 @@ class Run:
             raise UserError("data: a validation split must have at least one row, got none; give data.validation")
         console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
         console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
-        self.labels, self.kind, self.validation = splits.labels, splits.kind, splits.validation
+        self.labels, self.kind, self.validation = splits.labels, config.kind, splits.validation
         self.reward = None if config.reward is None else rewarded(config.reward)
         self.ranked = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
