@@ -21,7 +21,7 @@ import tiny_run
 from gradientless import cli
 from gradientless.search.trajectory import Trajectory
 
-CHATTER = r"train  |validation  |surface  |parameters tuned|resuming  |\w+: the recipe's "
+CHATTER = r"train  |validation  |surface  |parameters tuned|resuming  |starter recipe, |\w+: the recipe's "
 GOOD = "a good film,positive\na bad film,negative\n" * 10
 
 

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -178,6 +178,17 @@ def train(
     gradientless train --optimizer adamw optimizer.lr=1e-3 --steps 2000
     gradientless train --optimizer mine.py:Mine optimizer.radius=0.01
     gradientless train --out runs/thesis --resume
+
+    \b
+    Where --optimizer mezo starts (more in docs/methods.md):
+      all weights, prompted, 350 million    optimizer.lr=1e-6 optimizer.eps=1e-3
+      all weights, prompted, 13 billion     optimizer.lr=1e-7 optimizer.eps=1e-3
+      LoRA, 350 million                     optimizer.lr=5e-5 optimizer.eps=1e-3
+      LoRA, 13 billion                      optimizer.lr=5e-5 optimizer.eps=1e-2
+      prefix                                optimizer.lr=1e-3 optimizer.eps=1e-1
+      a new head of two layers              optimizer.lr=1e-3 optimizer.eps=1e-3
+    The loss wanders about its first value: lr three times as large. It grows
+    within a few hundred steps: a third. All steps are skipped: a tenth of eps.
     """
     from gradientless.run.config import DEFAULT_RECIPE, RunConfig
     from gradientless.run.runfolder import RunFolder
@@ -211,6 +222,8 @@ def train(
         elif not overrides and all(value is None for key, value in flags.items() if key != "out"):
             raise UserError(f"--resume: must name the folder of a run with --out, got '{out}'")
     config, folder, fresh = _open_run(RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume)
+    if not named and not resume and (line := _inherited(config, overrides, flags)):
+        print(line, file=sys.stderr)
     for note in config.notes if named else ():  # who named no recipe did not mean anything of it
         print(note, file=sys.stderr)
     try:
@@ -233,6 +246,22 @@ def train(
             folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
         raise
     report.close(folder, summary, Console())
+
+
+def _inherited(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, Any]) -> str | None:
+    """What a run by another optimizer than the starter recipe's takes from that recipe unasked, in one line."""
+    from gradientless.run.config import DEFAULT_RECIPE
+    from gradientless.run.layers import keyboard_layer, read_recipe
+
+    recipe, (given, _) = read_recipe(DEFAULT_RECIPE), keyboard_layer(overrides, flags)
+    chosen_for = recipe["optimizer"]["name"]
+    if config.optimizer.name == chosen_for:
+        return None
+    kept = [f"{key} {value}" for key, value in recipe.items() if isinstance(value, int) and key not in given]
+    kept = [line for line in kept if line != f"steps {recipe['steps']}" or config.steps == recipe["steps"]]
+    if "schedule" not in given:
+        kept.append(f"schedule {config.schedule.name} (floor {config.schedule.floor:g})")
+    return f"starter recipe, chosen for {chosen_for}, gives: {', '.join(kept)}" if kept else None
 
 
 def _split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

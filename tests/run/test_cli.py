@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -264,6 +265,42 @@ class TestBadInput:
 def test_help_has_an_example(command, capsys):
     assert run(command, "--help") == 0
     assert f"gradientless {command}" in capsys.readouterr().out.replace("Usage: gradientless", "")
+
+
+def test_starting_values_in_the_help_are_those_of_the_docs(capsys):
+    """Every row names a lr and an eps that stand in a row of the table for the same thing."""
+    assert run("train", "--help") == 0
+    lines = re.findall(r"  (\S.*?)  +optimizer.lr=(\S+) optimizer.eps=(\S+)", capsys.readouterr().out)
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8")
+    table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| ")]
+    assert len(lines) == 6
+    for what, lr, eps in lines:
+        kind = what.split(",")[0].split()[0]
+        size = what.rpartition(", ")[2] if "illion" in what else ""
+        rows = [row for row in table if row[0].startswith(kind) and size in f"{row[0]} {row[1]}"]
+        assert any(lr in row[2] and eps in row[3] for row in rows if len(row) == 5), what
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            (),
+            "starter recipe, chosen for gld, gives: steps 10000, batch_size 256, evaluate_every 1000, "
+            "checkpoint_every 1000, schedule linear (floor 0.1)",
+        ),
+        (("steps=7", "schedule.name=constant", "evaluate_every=5", "checkpoint_every=5"),
+         "starter recipe, chosen for gld, gives: batch_size 256"),
+        (("forward_passes=70", "batch_size=4", "schedule.floor=0.2", "evaluate_every=5", "checkpoint_every=5"), None),
+    ],
+)  # fmt: skip
+def test_what_the_starter_recipe_gives_another_optimizer_is_told(settings, line):
+    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+
+    flags = {"optimizer.name": "mezo", "task": None}
+    config = RunConfig.load(DEFAULT_RECIPE, settings, flags)
+    assert cli._inherited(config, settings, flags) == line
+    assert cli._inherited(RunConfig.load(DEFAULT_RECIPE, settings), settings, {}) is None
 
 
 def test_help_version_and_list_as_a_program():
