@@ -385,7 +385,7 @@ def test_scores_of_all_tokens(kind, folder):
         words = surface.encoder.words
         read = whole[torch.arange(4), prepared.tensors["slots"][:, 0]][:, words.tokens[words.token[:, 0]]]
         torch.testing.assert_close(read, surface.logits(prepared), atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="scores of tokens need the readout 'prompt', got 'classifier'"):
+    with pytest.raises(UserError, match="scores of tokens need the readout 'prompt' or 'tokens', got 'classifier'"):
         make(kind, folder, readout="classifier").token_logits(prepared)
 
 

@@ -364,12 +364,16 @@ class TestTokens:
             surface.readout = "head"
         """
         )
-        own = (f"stages.1.data.path={texts}", "stages.1.data.text_column=body")
+        own = (f"stages.1.data.path={texts}", "stages.1.data.text_column=body", "stages.2.optimizer.lr=0.0")
         assert gradientless(*command(text, "masked", *own)) == 0
         run, told = tmp_path / "run", capsys.readouterr().err
         assert "train       18 rows\n" in told and "its side network" in told
         first = json.loads((run / "summary.json").read_text("utf-8"))["stages"]["1-adamw-lst"]
         assert first["f1_means"] == "f1 (macro, over the tokens)"
+        before, after = (
+            load_file(run / "stages" / name / "model" / "side.safetensors") for name in ("1-adamw-lst", "2-adamw-lst")
+        )
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())  # not pruned anew
         for name in ("eval", "predict"):
             more = () if name == "eval" else ("a good film",)
             assert gradientless(name, str(run), *more) == 0
