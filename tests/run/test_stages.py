@@ -18,6 +18,7 @@ from gradientless import cli
 from gradientless.errors import UserError
 from gradientless.language.surfaces import SURFACES, FullSurface
 from gradientless.run import train as training
+from gradientless.run.assemble import make_surface
 from gradientless.run.config import RunConfig
 from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
@@ -229,6 +230,11 @@ def test_merged_is_the_same_model(surface, models, tmp_path):
     assert torch.equal(tuned.logits(tuned.prepare(encoded.batch([0, 1]))), before)
     fresh = FullSurface.create(models["bert"], ("negative", "positive"), max_length=16)
     assert not torch.allclose(fresh.logits(fresh.prepare(encoded.batch([0, 1]))), before)
+
+
+def test_the_head_of_a_starter_model_is_its_own_wherever_the_model_lies(models):
+    config = RunConfig(model="starter:minilm", data={"max_length": 16})
+    assert make_surface(config, ("negative", "positive"), "cpu", models["bert"]).kind == "two-layer"
 
 
 ADAMW = 'optimizer = {name = "adamw", lr = 1e-3}\nsteps = 2\n'
