@@ -19,6 +19,7 @@ from gradientless.errors import UserError
 from gradientless.language.surfaces import SURFACES, FullSurface
 from gradientless.language.tasks import Example
 from gradientless.run import train as training
+from gradientless.run.assemble import make_surface
 from gradientless.run.config import RunConfig
 from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
@@ -232,6 +233,11 @@ def test_merged_is_the_same_model(surface, models, tmp_path):
     assert not torch.allclose(fresh.logits(fresh.prepare(encoded.batch([0, 1]))), before)
 
 
+def test_the_head_of_a_starter_model_is_its_own_wherever_the_model_lies(models):
+    config = RunConfig(model="starter:minilm", data={"max_length": 16})
+    assert make_surface(config, ("negative", "positive"), "cpu", models["bert"]).kind == "two-layer"
+
+
 ADAMW = 'optimizer = {name = "adamw", lr = 1e-3}\nsteps = 2\n'
 REFUSALS = [
     (
@@ -365,12 +371,16 @@ class TestTokens:
             surface.readout = "head"
         """
         )
-        own = (f"stages.1.data.path={texts}", "stages.1.data.text_column=body")
+        own = (f"stages.1.data.path={texts}", "stages.1.data.text_column=body", "stages.2.optimizer.lr=0.0")
         assert gradientless(*command(text, "masked", *own)) == 0
         run, told = tmp_path / "run", capsys.readouterr().err
         assert "train       18 rows\n" in told and "its side network" in told
         first = json.loads((run / "summary.json").read_text("utf-8"))["stages"]["1-adamw-lst"]
         assert first["f1_means"] == "f1 (macro, over the tokens)"
+        before, after = (
+            load_file(run / "stages" / name / "model" / "side.safetensors") for name in ("1-adamw-lst", "2-adamw-lst")
+        )
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())  # not pruned anew
         for name in ("eval", "predict"):
             more = () if name == "eval" else ("a good film",)
             assert gradientless(name, str(run), *more) == 0
