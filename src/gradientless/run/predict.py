@@ -61,12 +61,13 @@ def predict_rows(
     all that the row has (None where texts are written). Raises UserError."""
     import torch
 
-    from gradientless.run.evaluation import load_surface, logits_of, texts_of
+    from gradientless.run.evaluation import load_surface, logits_of, require_classes, texts_of
     from gradientless.run.losses import chosen
 
     if batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
     surface = load_surface(run_or_model, device)
+    require_classes(surface)
     if not rows[0].choices:
         return texts_of(surface, surface.encode_questions(rows), batch_size), None
     scores = logits_of(surface, surface.encode(rows), batch_size)
