@@ -18,6 +18,8 @@ from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import TextRows, load_splits
 from gradientless.run.losses import loss_of, rewarded
 from gradientless.run.objective import Objective
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.train import Run, train
 from gradientless.run.untuned import WAYS
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
@@ -226,6 +228,15 @@ def test_a_run_leaves_its_figures(ended, place, task, model, capsys):
     assert {key: found[key] for key in ("accuracy", "f1", "loss")} == {
         key: pytest.approx(value, rel=1e-5) for key, value in summary["metrics"].items()
     }
+
+
+def test_the_best_evaluation_of_generation_has_the_highest_token_f1(place, tmp_path, monkeypatch):
+    def told(run):
+        return {"loss": 1.0, "accuracy": 1 - run.done.step / 9, "f1": run.done.step / 9}
+
+    monkeypatch.setattr(Run, "evaluate", told)
+    folder = RunFolder.create(tmp_path / "run", (config := config_of(place, "squad", *MEZO, *SNAPSHOT)).toml())
+    assert train(config, folder)["model_step"] == 2
 
 
 def test_predictions_hold_the_texts(ended, place, tmp_path, capsys):
