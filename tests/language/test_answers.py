@@ -193,11 +193,13 @@ def test_a_written_answer_ends_with_its_line():
     """Stops are the tokens with a line break in them, whatever they are called."""
     tokenizer = byte_level()
     tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_tokens(["good\nbad"])
     encoder = PromptEncoder(tokenizer, ANSWER, (), "causal", 40)
     stops = {tokenizer.decode([i]) for i in encoder.stops.tolist()}
     assert "\n" in stops and "<end>" in stops and all("\n" in stop or stop == "<end>" for stop in stops)
     ids = tokenizer(" a film\nbad\n")["input_ids"]
     assert encoder.texts(torch.tensor([ids, [tokenizer.eos_token_id] * len(ids)])) == ["a film", ""]
+    assert encoder.texts(torch.tensor([[len(tokenizer) - 1, ids[0]]])) == ["good"]
 
 
 def test_a_line_break_in_front_of_the_answer_is_not_left_to_the_model():

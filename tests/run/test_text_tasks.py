@@ -18,6 +18,8 @@ from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import TextRows, load_splits
 from gradientless.run.losses import loss_of, rewarded
 from gradientless.run.objective import Objective
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.train import Run, train
 from gradientless.run.untuned import WAYS
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
@@ -59,7 +61,7 @@ def place(tmp_path_factory) -> Path:
         {
             "premise": f"The film was {words[i % 5]}.",
             "choice1": "It was good.",
-            "choice2": "The plot was very dull.",
+            "choice2": "The plot was very very dull and bad.",
             "question": "cause" if i % 2 else "effect",
             "label": i % 2,
         }
@@ -78,7 +80,7 @@ def place(tmp_path_factory) -> Path:
         {
             "context": f"the film {i // 2} was good",
             "question": "what was good?",
-            "answers": {"text": ["the film", "film"], "answer_start": [0, 4]},
+            "answers": {"text": ["the film", "film"] if i % 2 else ["the film was very good"], "answer_start": [0, 4]},
         }
         for i in range(30)
     ]
@@ -166,7 +168,7 @@ def test_evaluators_agree(place, task, own, model, recwarn):
     """All points in one batch, and one after the other from a snapshot."""
     together = losses_at_points(place, task, own, INJECT, model)
     apart = losses_at_points(place, task, own, SNAPSHOT, model)
-    assert len(together) >= 2 and together[-2:] == pytest.approx(apart[-2:], rel=2e-5, abs=1e-6)
+    assert len(together) >= 2 and together[-2:] == pytest.approx(apart[-2:], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "ia3", "prefix", "prompt", "side_lora", "lst"])
@@ -175,8 +177,8 @@ def test_surfaces_are_trained_on_the_answers_likelihood(place, task, name):
     """Losses of micro-batches are weighed by their tokens, and so are their gradients."""
     more = ("surface.reduction=4", "surface.max_new_tokens=32") if name == "lst" else ()
     found = []
-    for size in ("batch_size=4", "micro_batch_size=3"):
-        own = (f"surface.name={name}", "optimizer.lr=1e-3", "data.max_length=50", *more, size)
+    for size in ("micro_batch_size=8", "micro_batch_size=3"):
+        own = (f"surface.name={name}", "optimizer.lr=1e-3", "data.max_length=50", "batch_size=8", *more, size)
         config = config_of(place, task, *own, optimizer="adamw")
         splits = load_splits(config)
         surface = make_surface(config, splits.labels, "cpu")
@@ -184,6 +186,7 @@ def test_surfaces_are_trained_on_the_answers_likelihood(place, task, name):
         assert config.loss == "lm"
         rows = Rows(surface, splits.train, config, "train", loss)
         objective = rows.objective(0, Noise(1))
+        assert len(set(rows.encoded.tokens[rows.batch(0)].tolist())) > 1
         value = objective.backward()
         assert value == pytest.approx(float(objective().detach()), rel=1e-5)
         found.append(
@@ -225,6 +228,15 @@ def test_a_run_leaves_its_figures(ended, place, task, model, capsys):
     assert {key: found[key] for key in ("accuracy", "f1", "loss")} == {
         key: pytest.approx(value, rel=1e-5) for key, value in summary["metrics"].items()
     }
+
+
+def test_the_best_evaluation_of_generation_has_the_highest_token_f1(place, tmp_path, monkeypatch):
+    def told(run):
+        return {"loss": 1.0, "accuracy": 1 - run.done.step / 9, "f1": run.done.step / 9}
+
+    monkeypatch.setattr(Run, "evaluate", told)
+    folder = RunFolder.create(tmp_path / "run", (config := config_of(place, "squad", *MEZO, *SNAPSHOT)).toml())
+    assert train(config, folder)["model_step"] == 2
 
 
 def test_predictions_hold_the_texts(ended, place, tmp_path, capsys):
@@ -294,7 +306,7 @@ class TestUntuned:
         splits = load_splits(config)
         (row,) = demonstrations(splits, 1, config.seed)
         text = demonstrated(config, splits, 1).prompt.text
-        said = f"Context: {row.fields['context']}\nQuestion: {row.fields['question']}\nAnswer: the film\n\n"
+        said = f"Context: {row.fields['context']}\nQuestion: {row.fields['question']}\nAnswer: {row.answers[0]}\n\n"
         assert text == said + "{heading}Context: {context}\nQuestion: {question}\nAnswer:"
 
 
