@@ -223,7 +223,12 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
     def optimize() -> Callable[[Any], object]:
         """A step of a new optimizer."""
         if inference:
-            return lambda objective: float(torch.no_grad()(objective)())
+
+            def look(objective: Any) -> None:
+                with torch.no_grad():
+                    float(objective())
+
+            return look
         optimizer = make_optimizer(config, surface)
         if isinstance(optimizer, ForwardOptimizer):
             optimizer.fused = True

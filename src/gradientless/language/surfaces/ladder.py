@@ -345,10 +345,11 @@ class Ladder(nn.Module):
         values = torch.stack(read)  # [n, B, T, d/r]
         if str(number) not in self.queries:
             return values.mean(0)
-        places = torch.tensor([place for _, place in self.windows[number]], device=values.device)
+        first, last = self.windows[number][0][1], self.windows[number][-1][1]  # places of a window follow each other
         query = self.queries[str(number)](states) / math.sqrt(states.shape[-1])
-        scores = torch.einsum("btw,nbtw->nbt", query, values) + (query @ self.positions[places].T).movedim(-1, 0)
-        return torch.einsum("nbt,nbtw->btw", scores.softmax(0), values)
+        # Elementwise: as products of matrices these are many of one row, whose copies cost more than their work.
+        scores = (values * query).sum(-1) + (query @ self.positions[first : last + 1].T).movedim(-1, 0)
+        return (scores.softmax(0).unsqueeze(-1) * values).sum(0)
 
     def _dropped(self, values: Tensor, generator: torch.Generator | None) -> Tensor:
         """With whole connections left out, each row's by itself, in training mode."""
