@@ -423,15 +423,19 @@ def predict(
         raise UserError("\n".join(lines))
     pairs: list[str] | None = None
     rows: list[Example] = []
-    own = predictions.answers_rows(run)  # choices or answers stand in the rows
-    if own and file is not None and file.suffix.lower() in TABLES:
-        rows = predictions.read_rows(run, file)
-    elif file is not None:
+    table = file is not None and file.suffix.lower() in TABLES
+    if file is not None and not table:
         texts, pairs = read_texts(file, text_column, text_pair_column)
-    elif not texts:
+    elif file is None and not texts:
         if sys.stdin.isatty():
             print("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr)
         texts = lines_of(sys.stdin.buffer.read(), "standard input")
+    own = predictions.answers_rows(run)  # choices or answers stand in the rows
+    if file is not None and table:
+        if own:
+            rows = predictions.read_rows(run, file)
+        else:
+            texts, pairs = read_texts(file, text_column, text_pair_column)
     if own:
         rows = rows or [Example(text, 0) for text in texts or ()]
         answer = "".join(
