@@ -257,7 +257,8 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
         forget()
         memory.again()
     if keeps:  # as `Rows` does for a whole split, and keeps on disk
-        rows.features = surface.features(rows.encoded.batch(range(len(examples)))).cpu().numpy()
+        frozen: Any = surface
+        rows.features = frozen.features(rows.encoded.batch(range(len(examples)))).cpu().numpy()
         largest = max(tensor.numel() for tensor in surface.trainable().values())
         if config.batch_size * largest < SHARED_FROM:
             torch.set_num_threads(1)
