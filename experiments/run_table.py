@@ -33,6 +33,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+OF_SURFACE = ("seconds_a_step", "parameters", "backward_products")  # what a summary says of what was tuned
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # Student's t by degrees of freedom
 
 
@@ -104,12 +105,14 @@ def interval(differences: list[float]) -> str:
 def report(results: dict[str, Any], table: dict[str, Any], out: Path) -> None:
     """Write the table as markdown and its numbers as JSON. out: the files' path, without suffix."""
     marks = table.get("report_at", [])
+    of_surfaces = table.get("columns") == "surfaces"
     lines = [
         "| optimizer | steps | chosen | "
         + "".join(f"after {mark:,} | " if mark else "at the start | " for mark in marks)
         + "validation accuracy at the end (sd) | F1 | best evaluation | forward passes | seconds "
-        "| memory above the model | seeds |",
-        "|---|---:|---|" + "---:|" * (len(marks) + 7),
+        + ("| a step | tuned | registered | touched | backward products " if of_surfaces else "")
+        + "| memory above the model | seeds |",
+        "|---|---:|---|" + "---:|" * (len(marks) + 7 + 5 * of_surfaces),
     ]
     for name, row in results.items():
         runs = row["runs"]
@@ -128,10 +131,13 @@ def report(results: dict[str, Any], table: dict[str, Any], out: Path) -> None:
             + f"{statistics.fmean(accuracy):.2f}{spread} "
             f"| {100 * statistics.fmean(r['last']['f1'] for r in runs):.2f} "
             f"| {100 * statistics.fmean(r['metrics']['accuracy'] for r in runs):.2f} | {mean['forward_passes']:,.0f} "
-            f"| {mean['seconds']:,.0f} | {mean['peak_memory_mib']:,.0f} MiB | {len(runs)} |"
+            f"| {mean['seconds']:,.0f} "
+            + (_of_surface(runs) if of_surfaces else "")
+            + f"| {mean['peak_memory_mib']:,.0f} MiB | {len(runs)} |"
         )
     lines.append("")
-    first = next((name for name in results if name.startswith("AdamW")), None)
+    base_row = table.get("baseline", "AdamW")
+    first = next((name for name in results if name.startswith(base_row)), None)
     hours = sum(row.get("tuning_seconds", 0.0) for row in results.values()) / 3600
     if hours:
         lines += [f"- the settings were chosen in {hours:.2f} hours of runs on a part of the training split"]
@@ -145,6 +151,13 @@ def report(results: dict[str, Any], table: dict[str, Any], out: Path) -> None:
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def _of_surface(runs: list[dict[str, Any]]) -> str:
+    """Seconds a step (median of the runs' medians), parameters, and products of the backward pass, as cells."""
+    counted, step = runs[0]["parameters"], statistics.median(r["seconds_a_step"] for r in runs)
+    shown = [f"{step:.3f} s", *(f"{counted[key]:,}" for key in ("tuned", "registered", "touched"))]
+    return "".join(f"| {cell} " for cell in (*shown, f"{runs[0]['backward_products']:,}"))
 
 
 def _at(runs: list[dict[str, Any]], step: int) -> str:
@@ -186,7 +199,7 @@ def main() -> None:
                 settings = {**table["common"], **data, **method["set"], **results[name]["chosen"]}
                 settings |= {"steps": method["steps"], "seed": seed}
                 found = run(place / name.replace(" ", "-") / str(seed), settings, arguments.threads)
-                keys = ("metrics", "last", "steps", "forward_passes", "seconds", "peak_memory_mib")
+                keys = ("metrics", "last", "steps", "forward_passes", "seconds", "peak_memory_mib", *OF_SURFACE)
                 metrics = found["folder"].read_metrics()
                 at = {str(r["step"]): r["accuracy"] for r in metrics if r["split"] == "validation"}
                 marks = {key: value for key, value in at.items() if int(key) in table.get("report_at", [])}
