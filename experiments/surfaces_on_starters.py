@@ -121,10 +121,11 @@ def _opened(name: str, surface: Any, batch: dict[str, Tensor], folder: Path) -> 
     """The library that opened what was saved and found the surface's own model there; "" for none."""
     place = folder / BASE if (folder / BASE).is_dir() else folder
     ours, kind = surface.model, transformers.AutoModel
+    said_by = getattr(getattr(surface, "reading", None), "encoder", None)
     if getattr(surface, "encoder", None) is not None:  # lst behind a prompt
         kind = _language_class(surface.encoder.family)
-    elif hasattr(getattr(surface, "reading", None), "encoder"):
-        kind = _language_class(surface.reading.encoder.family)
+    elif said_by is not None:
+        kind = _language_class(said_by.family)
     elif getattr(surface, "reading", surface) is not surface or name == "head":
         head = surface if name == "head" else surface.reading.head
         ours = head.model
@@ -134,7 +135,7 @@ def _opened(name: str, surface: Any, batch: dict[str, Tensor], folder: Path) -> 
         ours = surface.model.backbone
     opened: Any = kind.from_pretrained(place).eval()
     tokens = {key: tensor for key, tensor in batch.items() if key != "slots"}
-    causal = hasattr(getattr(surface, "reading", None), "encoder") and surface.reading.encoder.family == "causal"
+    causal = said_by is not None and said_by.family == "causal"
     if name in IN_PEFT and (name not in ("prefix", "prompt") or causal):  # peft puts tokens before causal models alone
         import peft
 

@@ -103,7 +103,9 @@ def of_whole(surface: Surface, batch: Any = None) -> Products:
 
 
 def _loss(surface: Surface, batch: Any) -> Tensor:
-    if batch is None:
+    if batch is None and surface.cacheable:  # which reads features: none have to be computed to count behind them
+        batch = torch.zeros(1, surface.width)
+    elif batch is None:
         batch = surface.encode([surface.blank()]).batch([0])
     return surface.logits(surface.prepare(batch)).logsumexp(-1).sum()
 
