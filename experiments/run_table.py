@@ -18,7 +18,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +73,24 @@ def tuning_data(place: Path, table: dict[str, Any], data: dict[str, Any]) -> dic
 
 def tune(
     place: Path, method: dict[str, Any], table: dict[str, Any], data: dict[str, Any], threads: int
-) -> tuple[dict[str, Any], list[Any]]:
-    """The setting of the grid that is best at the end, and (setting, loss, accuracy) of all.
+) -> tuple[dict[str, Any], list[Any], float]:
+    """The setting of the grid that is best at the end; (setting, loss, accuracy) of all; and the seconds that all took.
 
     Best is the lowest loss, or, with `choose_by = "accuracy"`, the highest accuracy and then the lowest loss.
     """
     steps = max(1, round(method["steps"] * method.get("tune_share", table["tune_share"])))
     common = {**table["common"], "evaluate_every": steps, "checkpoint_every": steps}
-    tried = []
+    tried, seconds = [], 0.0
     for values in itertools.product(*method["grid"].values()):
         choice = dict(zip(method["grid"], values, strict=True))
         name = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in choice.items())
         settings = {**common, **data, **method["set"], **choice, "steps": steps, "seed": table["seeds"][0]}
         found = run(place / name, settings, threads)
+        seconds += found["wall_seconds"]  # also of a run that had ended before
         tried.append((choice, found["last"]["loss"], found["last"]["accuracy"]))
         print(f"  tune {choice}: loss {tried[-1][1]:.4f} accuracy {100 * tried[-1][2]:.2f}%", flush=True)
     by_accuracy = table.get("choose_by") == "accuracy"
-    return min(tried, key=lambda item: (-item[2], item[1]) if by_accuracy else item[1])[0], tried
+    return min(tried, key=lambda item: (-item[2], item[1]) if by_accuracy else item[1])[0], tried, seconds
 
 
 def interval(differences: list[float]) -> str:
@@ -188,9 +188,7 @@ def main() -> None:
             if name not in results:
                 print(f"{name}: tuning", flush=True)
                 where = place / "tune" / name.replace(" ", "-")
-                begin = time.perf_counter()
-                chosen, tried = tune(where, method, table, held_back, arguments.threads)
-                seconds = time.perf_counter() - begin
+                chosen, tried, seconds = tune(where, method, table, held_back, arguments.threads)
                 results[name] = {"chosen": chosen, "tried": tried, "tuning_seconds": seconds, "runs": []}
         for seed in table["seeds"]:
             for name, method in table["methods"].items():
@@ -203,7 +201,9 @@ def main() -> None:
                 metrics = found["folder"].read_metrics()
                 at = {str(r["step"]): r["accuracy"] for r in metrics if r["split"] == "validation"}
                 marks = {key: value for key, value in at.items() if int(key) in table.get("report_at", [])}
-                results[name]["runs"].append({"seed": seed, "at": marks, **{key: found[key] for key in keys}})
+                results[name]["runs"].append(
+                    {"seed": seed, "at": marks, **{key: found[key] for key in keys if key in found}}
+                )
                 print(f"{name} seed {seed}: {100 * found['last']['accuracy']:.2f}%", flush=True)
                 kept.write_text(json.dumps(results), encoding="utf-8")
     ended = {name: row for name, row in results.items() if row["runs"]}
