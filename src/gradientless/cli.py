@@ -183,6 +183,7 @@ def train(
     Where --optimizer mezo starts (more in docs/methods.md):
       all weights, prompted, 350 million    optimizer.lr=1e-6 optimizer.eps=1e-3
       all weights, prompted, 13 billion     optimizer.lr=1e-7 optimizer.eps=1e-3
+      all weights, rank=1, 135 million      optimizer.lr=2e-5 optimizer.eps=1e-3
       LoRA, 350 million                     optimizer.lr=5e-5 optimizer.eps=1e-3
       LoRA, 13 billion                      optimizer.lr=5e-5 optimizer.eps=1e-2
       prefix                                optimizer.lr=1e-3 optimizer.eps=1e-1

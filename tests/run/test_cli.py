@@ -273,7 +273,7 @@ def test_starting_values_in_the_help_are_those_of_the_docs(capsys):
     lines = re.findall(r"  (\S.*?)  +optimizer.lr=(\S+) optimizer.eps=(\S+)", capsys.readouterr().out)
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8")
     table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| ")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for what, lr, eps in lines:
         kind = what.split(",")[0].split()[0]
         size = what.rpartition(", ")[2] if "illion" in what else ""
