@@ -93,6 +93,18 @@ def tune(
     return min(tried, key=lambda item: (-item[2], item[1]) if by_accuracy else item[1])[0], tried, seconds
 
 
+def stage_of(method: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """A method with its chosen settings, as a stage: dotted keys become tables."""
+    stage: dict[str, Any] = {"steps": method["steps"]}
+    for key, value in {**method["set"], **chosen}.items():
+        *tables, last = key.split(".")
+        place = stage
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[last] = value
+    return stage
+
+
 def interval(differences: list[float]) -> str:
     """Mean and 95% interval (Student's t over seeds), in points."""
     mean = 100 * statistics.fmean(differences)
@@ -185,7 +197,9 @@ def main() -> None:
     if not arguments.report:
         held_back = tuning_data(place / "tune-data", table, data)
         for name, method in table["methods"].items():
-            if name not in results:
+            if name not in results and "stages" in method:  # of other methods, as these were chosen
+                results[name] = {"chosen": {}, "tried": [], "tuning_seconds": 0.0, "runs": []}
+            elif name not in results:
                 print(f"{name}: tuning", flush=True)
                 where = place / "tune" / name.replace(" ", "-")
                 chosen, tried, seconds = tune(where, method, table, held_back, arguments.threads)
@@ -194,11 +208,19 @@ def main() -> None:
             for name, method in table["methods"].items():
                 if any(r["seed"] == seed for r in results[name]["runs"]):
                     continue
-                settings = {**table["common"], **data, **method["set"], **results[name]["chosen"]}
-                settings |= {"steps": method["steps"], "seed": seed}
+                settings = {**table["common"], **data, "seed": seed}
+                if "stages" in method:
+                    parts = [(table["methods"][part], results[part]["chosen"]) for part in method["stages"]]
+                    settings["stages"] = [stage_of(part, chosen) for part, chosen in parts]
+                else:
+                    settings |= {**method["set"], **results[name]["chosen"], "steps": method["steps"]}
                 found = run(place / name.replace(" ", "-") / str(seed), settings, arguments.threads)
+                if "stages" in found:  # what is tuned, and its step, are the last stage's
+                    *_, last = found["stages"].values()
+                    found |= {key: last[key] for key in OF_SURFACE}
                 keys = ("metrics", "last", "steps", "forward_passes", "seconds", "peak_memory_mib", *OF_SURFACE)
-                metrics = found["folder"].read_metrics()
+                *_, ended = found["folder"].stage_folders() or [found["folder"]]
+                metrics = ended.read_metrics()
                 at = {str(r["step"]): r["accuracy"] for r in metrics if r["split"] == "validation"}
                 marks = {key: value for key, value in at.items() if int(key) in table.get("report_at", [])}
                 results[name]["runs"].append(

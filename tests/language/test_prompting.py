@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_models import byte_level, roberta_like, unigram, wordpiece
+from tiny_models import byte_level, make_language_model, roberta_like, unigram, wordpiece
 
 from gradientless.errors import UserError
+from gradientless.language import backbone
 from gradientless.language.prompting import PromptEncoder
 from gradientless.language.tasks import TASKS, Example, Prompt
 
@@ -245,3 +246,15 @@ def test_the_prompts_of_the_tasks(name):
     assert [masked.tokenizer.decode(word) for word in masked.words.words] == [" terrible", " great"]
     assert set(prompts) == {"causal", "causal:mezo", "masked", "text-to-text"}
     assert all(set(prompt.words) == set(TASKS[name].labels) for prompt in prompts.values())
+
+
+def test_a_text_longer_than_the_limit_makes_the_library_warn_of_nothing(tmp_path, monkeypatch):
+    from transformers.utils import logging
+
+    model, tokenizer = make_language_model("llama")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    told = []
+    monkeypatch.setattr(logging.get_logger("transformers.tokenization_utils_base"), "warning", told.append)
+    assert len(backbone.load_tokenizer(str(tmp_path), 8)("a good film " * 9)["input_ids"]) > 8
+    assert not told

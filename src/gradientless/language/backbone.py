@@ -81,6 +81,8 @@ def load_tokenizer(model: str, max_length: int) -> Any:
     if max_length <= special:
         raise UserError(f"model: max_length must be > {special}, the special tokens of '{model}', got {max_length}")
     tokenizer.model_max_length = max_length
+    # Prompts are tokenized whole and cut afterwards, which is told: the library's own warning would speak of an error.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

@@ -1,0 +1,118 @@
+"""Whether runs lower the held-out loss, or error: every held-out row before and after, paired.
+
+    python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/SST-2
+
+The weights are those after the last step, not of the best evaluation, so that the held-out rows choose nothing. Runs
+that have ended are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch.nn.functional import cross_entropy
+
+from gradientless.language.metrics import TEXT_METRICS
+from gradientless.run.config import RunConfig
+from gradientless.run.evaluation import TextRows
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.train import Run
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MEASURES = ("loss", "error", "lack of token F1")
+
+
+def measured(run: Run) -> dict[str, np.ndarray]:
+    """measure -> its value on each held-out row, at the weights as they stand: float64 [N]."""
+    run.surface.eval()
+    rows = run.validation_rows
+    if isinstance(rows, TextRows):
+        texts, _ = rows.read()
+        answers = [row.answers for row in run.validation]
+        lack = [1.0 - TEXT_METRICS["token_f1"]([text], [own]) for text, own in zip(texts, answers, strict=True)]
+        return {"lack of token F1": np.array(lack)}
+    logits, labels = rows.logits().double(), rows.labels.cpu()
+    loss = cross_entropy(logits, labels, reduction="none").numpy()
+    return {"loss": loss, "error": (logits.argmax(dim=1) != labels).numpy().astype(float)}
+
+
+def differences(settings: dict[str, Any], place: Path, threads: int) -> dict[str, Any]:
+    """What a run changes: measure -> mean before, mean after, mean difference and its standard error."""
+    config = RunConfig.load(None, (), {**settings, "out": str(place)})
+    folder = RunFolder.create(place, config.toml(), resume=True)
+    if lines := config.differences(RunConfig.load(folder.config)):
+        raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
+    run = Run(config, folder, Console(quiet=True))
+    before = measured(run)
+    if not folder.summary.exists():
+        command = [sys.executable, "-m", "gradientless", "train", str(folder.config), "--out", str(place), "--resume"]
+        ended = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True
+        )
+        if ended.returncode:
+            raise SystemExit(f"{place}: {ended.stderr.strip()[-2000:]}")
+    summary = folder.read_summary()
+    run.restore()
+    if run.done.step != summary["steps"]:
+        raise SystemExit(f"{place}: the last checkpoint must be of step {summary['steps']}, got {run.done.step}")
+    after = measured(run)
+    found: dict[str, Any] = {key: summary[key] for key in ("steps", "forward_passes", "seconds")}
+    for key, values in before.items():
+        change = after[key] - values
+        error = float(change.std(ddof=1)) / math.sqrt(len(change))
+        found[key] = [float(values.mean()), float(after[key].mean()), float(change.mean()), error]
+    return {**found, "rows": len(change)}
+
+
+def report(results: dict[str, dict[str, Any]], out: Path) -> None:
+    """Write the table as markdown and its numbers as JSON. out: the files' path, without suffix."""
+    lines = [
+        "| run | steps | forward passes | seconds | held-out | rows | before | after | difference (standard error) | of errors |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in results.items():
+        for measure in (each for each in MEASURES if each in found):
+            before, after, change, error = found[measure]
+            ratio = f"{change / error:+.1f}" if error else "–"
+            lines.append(
+                f"| {name} | {found['steps']:,} | {found['forward_passes']:,} | {found['seconds']:,.0f} | {measure} "
+                f"| {found['rows']:,} | {before:.4f} | {after:.4f} | {change:+.4f} ({error:.4f}) | {ratio} |"
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--data", required=True, help="a folder with the task's files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lowered"), help="where the run folders go")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    arguments = parser.parse_args()
+    table = tomllib.loads(arguments.table.read_text("utf-8"))
+    results = {}
+    for name, own in table["runs"].items():
+        settings = {**table["common"], "data.path": arguments.data, **own}
+        settings["checkpoint_every"] = settings["evaluate_every"] = settings["steps"]
+        place = arguments.runs / arguments.table.stem / name.replace(" ", "-")
+        results[name] = differences(settings, place, arguments.threads)
+        report(results, arguments.table.parent / "results" / arguments.table.stem)
+
+
+if __name__ == "__main__":
+    main()
