@@ -3,7 +3,8 @@
     python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/SST-2
 
 The weights are those after the last step, not of the best evaluation, so that the held-out rows choose nothing. Runs
-that have ended are not run again.
+that have ended are not run again. `against = "zero-shot"` compares with the prompted model as it is, where a run starts
+from something else, such as a new head.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradientless.language.metrics import TEXT_METRICS
 from gradientless.run.config import RunConfig
-from gradientless.run.evaluation import TextRows
+from gradientless.run.evaluation import TextRows, logits_of
 from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
+from gradientless.run.untuned import prompted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,19 +47,30 @@ def measured(run: Run) -> dict[str, np.ndarray]:
         answers = [row.answers for row in run.validation]
         lack = [1.0 - TEXT_METRICS["token_f1"]([text], [own]) for text, own in zip(texts, answers, strict=True)]
         return {"lack of token F1": np.array(lack)}
-    logits, labels = rows.logits().double(), rows.labels.cpu()
-    loss = cross_entropy(logits, labels, reduction="none").numpy()
+    return of_rows(rows.logits(), rows.labels.cpu())
+
+
+def of_rows(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """logits: [N, C]. labels: [N]."""
+    loss = cross_entropy(logits.double(), labels, reduction="none").numpy()
     return {"loss": loss, "error": (logits.argmax(dim=1) != labels).numpy().astype(float)}
 
 
-def differences(settings: dict[str, Any], place: Path, threads: int) -> dict[str, Any]:
+def zero_shot(run: Run) -> dict[str, np.ndarray]:
+    """As `measured`, of the prompted model as it is."""
+    surface = prompted(run.config, run.labels)
+    logits = logits_of(surface, surface.encode(run.validation))
+    return of_rows(logits, run.validation_rows.labels.cpu())  # type: ignore[union-attr]
+
+
+def differences(settings: dict[str, Any], place: Path, threads: int, against: str | None) -> dict[str, Any]:
     """What a run changes: measure -> mean before, mean after, mean difference and its standard error."""
     config = RunConfig.load(None, (), {**settings, "out": str(place)})
     folder = RunFolder.create(place, config.toml(), resume=True)
     if lines := config.differences(RunConfig.load(folder.config)):
         raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
     run = Run(config, folder, Console(quiet=True))
-    before = measured(run)
+    before = zero_shot(run) if against == "zero-shot" else measured(run)
     if not folder.summary.exists():
         command = [sys.executable, "-m", "gradientless", "train", str(folder.config), "--out", str(place), "--resume"]
         ended = subprocess.run(
@@ -80,7 +94,8 @@ def differences(settings: dict[str, Any], place: Path, threads: int) -> dict[str
 def report(results: dict[str, dict[str, Any]], out: Path) -> None:
     """Write the table as markdown and its numbers as JSON. out: the files' path, without suffix."""
     lines = [
-        "| run | steps | forward passes | seconds | held-out | rows | before | after | difference (standard error) | of errors |",
+        "| run | steps | forward passes | seconds | held-out | rows | before | after | difference (standard error) "
+        "| in standard errors |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for name, found in results.items():
@@ -107,10 +122,11 @@ def main() -> None:
     table = tomllib.loads(arguments.table.read_text("utf-8"))
     results = {}
     for name, own in table["runs"].items():
+        against = own.pop("against", None)
         settings = {**table["common"], "data.path": arguments.data, **own}
         settings["checkpoint_every"] = settings["evaluate_every"] = settings["steps"]
         place = arguments.runs / arguments.table.stem / name.replace(" ", "-")
-        results[name] = differences(settings, place, arguments.threads)
+        results[name] = differences(settings, place, arguments.threads, against)
         report(results, arguments.table.parent / "results" / arguments.table.stem)
 
 
