@@ -271,7 +271,7 @@ class TestResume:
             file.write(b"\x80\x01\x02")
         with open(metrics, "ab") as file:
             file.write(b'{"step": 21, "spl')
-        program = [sys.executable, "-m", "gradientless.cli", *command(), "--resume"]
+        program = [sys.executable, "-m", "gradientless", *command(), "--resume"]
         told = subprocess.run(program, capture_output=True, text=True)
         assert told.returncode == 0, told.stderr
         lines = [line for line in told.stderr.splitlines() if "torn" in line]

@@ -299,12 +299,12 @@ def test_what_the_starter_recipe_gives_another_optimizer_is_told(settings, line)
 
     flags = {"optimizer.name": "mezo", "task": None}
     config = RunConfig.load(DEFAULT_RECIPE, settings, flags)
-    assert cli._inherited(config, settings, flags) == line
-    assert cli._inherited(RunConfig.load(DEFAULT_RECIPE, settings), settings, {}) is None
+    assert cli.train._inherited(config, settings, flags) == line
+    assert cli.train._inherited(RunConfig.load(DEFAULT_RECIPE, settings), settings, {}) is None
 
 
 def test_help_version_and_list_as_a_program():
-    program = [sys.executable, "-m", "gradientless.cli"]
+    program = [sys.executable, "-m", "gradientless"]
     told = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True).stdout
     assert told.startswith("gradientless ")
     everything = subprocess.run([*program, "list"], capture_output=True, text=True, check=True).stdout

