@@ -73,7 +73,7 @@ def loaded(monkeypatch):
         seen.append(config)
         raise SystemExit(0)
 
-    monkeypatch.setattr(cli, "_open_run", look)
+    monkeypatch.setattr("gradientless.cli.train._open_run", look)
 
     def load(*arguments: str) -> RunConfig:
         with pytest.raises(SystemExit):
