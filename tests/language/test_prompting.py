@@ -136,6 +136,21 @@ def test_the_text_is_cut_and_the_prompt_is_not(side, kept):
     )
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_character_of_several_tokens_is_cut_whole(side):
+    """The byte tokens of one character share its place in the text; cutting between them once went on for ever."""
+    text = "a 日本語 film 語語 é"
+    for room in range(5, 30):
+        made = encoder(byte_level(), Prompt("{text}\nSentiment:", WORDS), "causal", room, truncation=side)
+        encoded = made.encode([Example(text, 1)])
+        found = made.tokenizer.decode(encoded.batch([0])["input_ids"][0]).removesuffix("\nSentiment:")
+        assert encoded.lengths[0] <= room and "\ufffd" not in found
+        assert text.startswith(found) if side == "right" else text.endswith(found)
+    made = encoder(byte_level(), Prompt("{text}\nSentiment:", WORDS), "causal", 5, truncation=side)
+    with pytest.raises(UserError, match="max_length must leave room for the text, got 5 tokens for row 1"):
+        made.encode([Example("語", 1)])
+
+
 def test_the_longer_of_two_texts_is_cut_first():
     prompt = Prompt("{text} and {text_pair} It was {mask}.", FILMS)
     short, long = "a film", LONG

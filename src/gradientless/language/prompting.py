@@ -221,7 +221,9 @@ class PromptEncoder:
         return found
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        # Not verbose: the tokenizer would warn of texts that are too long, which are cut afterwards.
+        coded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        return [tuple(ids) for ids in coded["input_ids"]]
 
     def _special(self) -> tuple[Ids, Ids]:
         """The special tokens that stand before and behind a text."""
@@ -298,16 +300,14 @@ class PromptEncoder:
             for field, keep in _shares({field: len(kept) for field, kept in ends.items()}, excess).items():
                 if keep == len(ends[field]):
                     continue
-                if keep < 1:
+                texts[field] = _shortened(texts[field], ends[field], keep, self.truncation)
+                if not texts[field]:
                     bare = dict.fromkeys(texts, "")
                     alone = sum(map(len, self._ids([_render(self._front, bare), _render(self._back, bare)])))
                     raise UserError(
                         f"prompt: max_length must leave room for the text, got {self.max_length} tokens for row "
                         f"{number}, whose prompt alone takes {self.max_length - room + alone}"
                     )
-                text, kept = texts[field], ends[field]
-                right = self.truncation == "right"
-                texts[field] = text[: kept[keep - 1][1]] if right else text[kept[-keep][0] :]
 
     def _ends(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` begins and ends in it (each character, for a tokenizer that does not say)."""
@@ -497,6 +497,18 @@ def _sides(prompt: Prompt, family: str) -> tuple[Pieces, Pieces, str | None]:
 
 def _render(pieces: Pieces, row: Mapping[str, str]) -> str:
     return "".join(literal + (row[field] if field else "") for literal, field in pieces)
+
+
+def _shortened(text: str, ends: Sequence[tuple[int, int]], keep: int, side: str) -> str:
+    """`text` with `keep` of its tokens at most, always shorter than it was. ends: of `PromptEncoder._ends`.
+
+    Tokens may share a character (the bytes of one beyond ASCII): it goes with the first of them that goes.
+    """
+    if keep < 1:
+        return ""
+    if side == "right":
+        return text[: min(ends[keep - 1][1], ends[keep][0])]
+    return text[max(ends[-keep][0], ends[-keep - 1][1]) :]
 
 
 def _shares(lengths: Mapping[str, int], excess: int) -> dict[str, int]:
