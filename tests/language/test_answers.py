@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -14,6 +15,10 @@ from gradientless.language import readouts
 from gradientless.language.prompting import PromptEncoder
 from gradientless.language.surfaces import SURFACES, FullSurface, load
 from gradientless.language.tasks import Example, Prompt
+from gradientless.search.evaluators.injection import Injection
+from gradientless.search.noise import Noise
+from gradientless.search.points import ALL, Direction, point
+from gradientless.search.space import Space
 
 CHOICES = [
     Example("a good film", 1, choices=("the plot", "very bright", "dull dull"), answers=("very bright",)),
@@ -147,6 +152,65 @@ def test_texts_are_those_of_the_library_row_by_row(language_models, kind):
         text = made.tokenizer.decode(out, skip_special_tokens=True)
         expected.append(text.split("\n")[0].strip())
     assert found == expected and len(set(expected)) > 1
+
+
+def endings(made):
+    """Eight questions, and two stops with which what the model writes about them ends at the most places."""
+    texts = ["a good", "bad", "the plot was", "dull film", "very bright plot", "great", "a", "terrible film good"]
+    asked = made.prepare(made.encode_questions([Example(text, 0) for text in texts]).batch(range(8)))
+    free = readouts.written(made.model, asked.tensors, torch.tensor([-1]), 12)
+    assert free.shape == (8, 12)
+    pairs = itertools.combinations(free.unique().tolist(), 2)
+    return asked, torch.tensor(max(pairs, key=lambda stops: len(set(lengths(free, stops)))))
+
+
+def lengths(ids: torch.Tensor, stops) -> list[int]:
+    """Tokens of each row up to its first stop."""
+    return [next((n + 1 for n, token in enumerate(row) if token in stops), len(row)) for row in ids.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*((kind, "full") for kind in KINDS), ("llama", "prefix"), ("llama", "prompt")]
+)
+@torch.no_grad()
+def test_a_row_that_has_ended_is_not_read_further(language_models, kind, name):
+    made = surface(language_models, kind, ANSWER, name, max_length=50)
+    asked, stops = endings(made)
+    sizes: list[int] = []
+    read = "decoder_input_ids" if kind == "t5" else "input_ids"
+    handle = made.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs[read])), with_kwargs=True
+    )
+    found = readouts.written(made.model, asked.tensors, stops, 12)
+    handle.remove()
+    took = lengths(found, stops.tolist())
+    assert sizes == [sum(length > n for length in took) for n in range(max(took))] and len(set(sizes)) > 2
+    options = {"eos_token_id": stops.tolist(), "do_sample": False, "pad_token_id": 0, "max_new_tokens": 12}
+    for row, length in enumerate(took):
+        if name == "full":
+            ids = asked.tensors["input_ids"][row, asked.tensors["attention_mask"][row].bool()].unsqueeze(0)
+            out = made.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0]
+            out = out[1 if kind == "t5" else ids.shape[1] :]
+        else:
+            out = readouts.written(made.model, asked.tensors, stops, 12, whole=True)[row, :length]
+        assert out.tolist() == found[row, :length].tolist()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("llama", "full"), ("opt", "lora"), ("t5", "lora")])
+@torch.no_grad()
+def test_copies_of_a_batch_stay_whole(language_models, kind, name):
+    """Noise inside the model tells points apart by where their copies of the rows stand."""
+    made = surface(language_models, kind, ANSWER, name, max_length=50)
+    asked, made.reading.encoder.stops = endings(made)
+    space = Space(made.trainable(), Noise(0, "rademacher"), rank=1)
+    changes = space.deltas([point(0.1, Direction(0, 0, ALL)), point(-0.1, Direction(0, 0, ALL))])
+    with Injection(made, made.trainable()).at(changes):
+        together = made.texts(made.repeated(asked, 2))
+    apart = []
+    for change in changes:
+        with space.at(change):
+            apart += made.texts(asked)
+    assert together == apart and apart[:8] != apart[8:]
 
 
 @pytest.mark.parametrize("name", ["lora", "ia3", "prefix", "prompt", "side_lora", "bias"])

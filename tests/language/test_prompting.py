@@ -16,11 +16,11 @@ WORDS = {"negative": "negative", "positive": "positive"}
 FILMS = {"negative": "terrible", "positive": "great"}
 
 
-def encoder(tokenizer, prompt, family, max_length=64, **options) -> PromptEncoder:
+def encoder(tokenizer, prompt, family, max_length=64, labels=LABELS, **options) -> PromptEncoder:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     start = 0 if family == "text-to-text" else None
-    return PromptEncoder(tokenizer, prompt, LABELS, family, max_length, start=start, **options)
+    return PromptEncoder(tokenizer, prompt, labels, family, max_length, start=start, **options)
 
 
 def tokens(made: PromptEncoder, example: Example) -> list[str]:
@@ -135,6 +135,41 @@ def test_the_text_is_cut_and_the_prompt_is_not(side, kept):
         encoded.batch([1])["input_ids"].tolist()
         == whole.encode([Example("a film", 0)]).batch([0])["input_ids"].tolist()
     )
+
+
+@pytest.mark.parametrize("make", [wordpiece, roberta_like])
+@pytest.mark.parametrize("before", ["It was ", "It was (", ""])
+def test_a_choice_right_behind_a_text_of_the_row(make, before):
+    """As ReCoRD's names stand in their sentence: the blank in front of the gap is the row's to say."""
+    prompt = Prompt("the plot. {before}{mask}{after}")
+    made = encoder(make(), prompt, "masked", labels=())
+    row = Example("a", 0, fields={"before": before, "after": " film."}, choices=("good", "very dull"))
+    batch = made.encode([row]).batch([0])
+    for line, mask, targets, weights, choice in zip(
+        *(batch[key].tolist() for key in ("input_ids", "attention_mask", "targets", "weights")),
+        row.choices,
+        strict=True,
+    ):
+        word = [token for token, weight in zip(targets, weights, strict=True) if weight]
+        seen = [token for token, there in zip(line, mask, strict=True) if there]
+        at = seen.index(made.tokenizer.mask_token_id)
+        whole = made.tokenizer(prompt.render(row, choice))["input_ids"]
+        assert [*seen[:at], *word, *seen[at + len(word) :]] == whole
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_character_of_several_tokens_is_cut_whole(side):
+    """The byte tokens of one character share its place in the text; cutting between them once went on for ever."""
+    text = "a 日本語 film 語語 é"
+    for room in range(5, 30):
+        made = encoder(byte_level(), Prompt("{text}\nSentiment:", WORDS), "causal", room, truncation=side)
+        encoded = made.encode([Example(text, 1)])
+        found = made.tokenizer.decode(encoded.batch([0])["input_ids"][0]).removesuffix("\nSentiment:")
+        assert encoded.lengths[0] <= room and "\ufffd" not in found
+        assert text.startswith(found) if side == "right" else text.endswith(found)
+    made = encoder(byte_level(), Prompt("{text}\nSentiment:", WORDS), "causal", 5, truncation=side)
+    with pytest.raises(UserError, match="max_length must leave room for the text, got 5 tokens for row 1"):
+        made.encode([Example("語", 1)])
 
 
 def test_the_longer_of_two_texts_is_cut_first():

@@ -4,7 +4,7 @@ All that is decided about token boundaries is decided here:
 
 - White space between the template and a label word belongs to the word. `Sentiment: {label}` with "good" and
   `Sentiment:` with " good" are one prompt; a template without a slot joins its word by the word's own leading white
-  space, or by one blank where it has none.
+  space, or by one blank where it has none. A choice right behind a text of the row takes that text's.
 - A label word's tokens are those that it adds to the template's text in front of it, so that a byte-level tokenizer
   gives its " good", a Unigram one its "▁good" and a WordPiece one its "good". Case is the tokenizer's to fold.
 - A row's own choices and answers are words in the same sense, but that white space at their end stays: a line break
@@ -167,9 +167,11 @@ class PromptEncoder:
         """The tokens of a row's choices, or of its first accepted answer."""
         if not (example.choices or (what == "answer" and example.answers)):
             raise UserError(f"prompt: every row must have {what}s of its own, got none in row {number}")
-        said = self.prompt.says(example)
+        said, ahead = self.prompt.says(example), None
+        if self._behind_text:
+            ahead = _render(self._front, {name: example.value(name) for name in self.prompt.fields})
         if self.family != "text-to-text" or example.choices:
-            return tuple(self._added(said, what))
+            return tuple(self._added(said, what, ahead))
         # There an answer ends with the end of the text.
         return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._added([text.rstrip() for text in said], what))
 
@@ -181,7 +183,7 @@ class PromptEncoder:
             if "text_pair" in self.prompt.fields and example.text_pair is None:
                 raise UserError(f"prompt: {{text_pair}} needs a second text in every row, got none in row {number}")
         rows = [{name: example.value(name) for name in self.prompt.fields} for example in examples]
-        fronts = self._ids([_render(self._front, row) for row in rows])
+        fronts = self._ids([self._ahead(row) for row in rows])
         backs: list[Ids] = self._ids([_render(self._back, row) for row in rows]) if self._back else [()] * len(rows)
         cut = 0
         for i, row in enumerate(rows):
@@ -221,7 +223,9 @@ class PromptEncoder:
         return found
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        # Not verbose: the tokenizer would warn of texts that are too long, which are cut afterwards.
+        coded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        return [tuple(ids) for ids in coded["input_ids"]]
 
     def _special(self) -> tuple[Ids, Ids]:
         """The special tokens that stand before and behind a text."""
@@ -257,23 +261,36 @@ class PromptEncoder:
         )
 
     @property
+    def _behind_text(self) -> bool:
+        """Whether choices stand right behind a text of the row, whose white space then is theirs."""
+        alone = self._front[-1][0] == "" == self._joint
+        return alone and self.family != "text-to-text" and not self.prompt.words
+
+    def _ahead(self, texts: Mapping[str, str]) -> str:
+        """What a row says in front of the slot, without the white space that belongs to the word."""
+        text = _render(self._front, texts)
+        return text.rstrip() if self._behind_text else text
+
+    @property
     def _context(self) -> str:
         """The template's text in front of the slot; a row's text, where there is none of its own."""
         if self.family == "text-to-text":
             return ""
         return self._front[-1][0] or ("a" if len(self._front) > 1 else "")
 
-    def _gap(self, said: str) -> str:
-        """The white space between the template and what is said at the slot."""
+    def _gap(self, said: str, ahead: str | None = None) -> str:
+        """The white space between the template (or a row's text `ahead` of the slot) and what is said at the slot."""
         if self.family == "text-to-text":
             return ""
+        if ahead is not None:
+            return ahead[len(ahead.rstrip()) :]
         own = said[: len(said) - len(said.lstrip())]
         return own or (self._joint if self._joint is not None else " ")
 
-    def _added(self, said: Sequence[str], what: str) -> list[Ids]:
-        """The tokens that each of `said` adds to the text in front of it."""
-        context = self._context
-        front, *wholes = self._ids([context, *(context + self._gap(text) + text.lstrip() for text in said)])
+    def _added(self, said: Sequence[str], what: str, ahead: str | None = None) -> list[Ids]:
+        """The tokens that each of `said` adds to the text in front of it, which is the row's own where `ahead` is."""
+        context = self._context if ahead is None else (ahead.split() or [""])[-1]
+        front, *wholes = self._ids([context, *(context + self._gap(text, ahead) + text.lstrip() for text in said)])
         found = []
         for text, whole in zip(said, wholes, strict=True):
             ids = whole[len(front) :]
@@ -290,7 +307,7 @@ class PromptEncoder:
         """Front and back of a row whose texts are cut until they fit into `room` tokens."""
         texts = dict(row)
         while True:
-            front, back = self._ids([_render(self._front, texts), _render(self._back, texts)])
+            front, back = self._ids([self._ahead(texts), _render(self._back, texts)])
             excess = len(front) + len(back) - room
             if excess <= 0:
                 return front, back
@@ -298,22 +315,20 @@ class PromptEncoder:
             for field, keep in _shares({field: len(kept) for field, kept in ends.items()}, excess).items():
                 if keep == len(ends[field]):
                     continue
-                if keep < 1:
+                texts[field] = _shortened(texts[field], ends[field], keep, self.truncation)
+                if not texts[field]:
                     bare = dict.fromkeys(texts, "")
-                    alone = sum(map(len, self._ids([_render(self._front, bare), _render(self._back, bare)])))
+                    alone = sum(map(len, self._ids([self._ahead(bare), _render(self._back, bare)])))
                     raise UserError(
                         f"prompt: max_length must leave room for the text, got {self.max_length} tokens for row "
                         f"{number}, whose prompt alone takes {self.max_length - room + alone}"
                     )
-                text, kept = texts[field], ends[field]
-                right = self.truncation == "right"
-                texts[field] = text[: kept[keep - 1][1]] if right else text[kept[-keep][0] :]
 
     def _ends(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `text` begins and ends in it (each character, for a tokenizer that does not say)."""
         if not self.tokenizer.is_fast:
             return [(i, i + 1) for i in range(len(text))]
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [(begin, end) for begin, end in coded["offset_mapping"] if end > begin]
 
     def rows(self, front: Ids, back: Ids) -> list[Line]:
@@ -497,6 +512,18 @@ def _sides(prompt: Prompt, family: str) -> tuple[Pieces, Pieces, str | None]:
 
 def _render(pieces: Pieces, row: Mapping[str, str]) -> str:
     return "".join(literal + (row[field] if field else "") for literal, field in pieces)
+
+
+def _shortened(text: str, ends: Sequence[tuple[int, int]], keep: int, side: str) -> str:
+    """`text` with `keep` of its tokens at most, always shorter than it was. ends: of `PromptEncoder._ends`.
+
+    Tokens may share a character (the bytes of one beyond ASCII): it goes with the first of them that goes.
+    """
+    if keep < 1:
+        return ""
+    if side == "right":
+        return text[: min(ends[keep - 1][1], ends[keep][0])]
+    return text[max(ends[-keep][0], ends[-keep - 1][1]) :]
 
 
 def _shares(lengths: Mapping[str, int], excess: int) -> dict[str, int]:

@@ -117,11 +117,12 @@ def _options(model: nn.Module, inputs: dict[str, Tensor], cached: bool = False) 
 
 
 @torch.no_grad()
-def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: int) -> Tensor:
+def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: int, whole: bool = False) -> Tensor:
     """What the model writes, greedily, behind each row: int64 [B, N], N <= limit.
 
     inputs: of `EncodedAnswers.batch` without answers. A row ends with the first of `stops`; what stands behind it means
-    nothing. Keys and values of what was read are kept, so that every further token costs one position.
+    nothing. Keys and values of what was read are kept, so that every further token costs one position; a row that has
+    ended is not read further. whole: read all rows until all have ended.
     """
     stops = stops.to(inputs["input_ids"].device)
     options, last = _options(model, inputs, cached=True), inputs["input_ids"].shape[1] - 1
@@ -130,16 +131,21 @@ def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: i
             at = torch.full_like(inputs["input_ids"][:, :1], last)
             stack.enter_context(_states_at(at, model.get_decoder()))  # type: ignore[operator]
         out = model(**options)
-    tokens: list[Tensor] = []
-    ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=stops.device)
-    while True:
+    tokens = stops.new_zeros(len(inputs["input_ids"]), limit)
+    rows = torch.arange(len(tokens), device=stops.device)  # those that the model still reads
+    going = torch.ones_like(rows, dtype=torch.bool)
+    for n in range(limit):
         token = out.logits[:, -1].float().argmax(dim=-1)
-        tokens.append(token)
-        ended |= torch.isin(token, stops)
-        if len(tokens) == limit or bool(ended.all()):
-            return torch.stack(tokens, dim=1)
+        tokens[rows, n] = token
+        going &= ~torch.isin(token, stops)
+        keep = going.nonzero()[:, 0]
+        if not len(keep) or n + 1 == limit:
+            break
         options = _next(options, out, token.unsqueeze(1))
+        if len(keep) < len(rows) and not whole:
+            options, rows, going = _of_rows(options, keep), rows[keep], going[keep]
         out = model(**options)
+    return tokens[:, : n + 1]
 
 
 def _next(options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
@@ -153,6 +159,15 @@ def _next(options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
     if "position_ids" in options:
         options["position_ids"] = options["position_ids"][:, -1:] + 1
     return options
+
+
+def _of_rows(options: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+    """The arguments of `_next` for the rows `keep` alone."""
+    options["past_key_values"].batch_select_indices(keep)
+    chosen: dict[str, Any] = {name: value[keep] for name, value in options.items() if isinstance(value, Tensor)}
+    if "encoder_outputs" in options:
+        chosen["encoder_outputs"] = (options["encoder_outputs"][0][keep],)
+    return options | chosen
 
 
 def _output_layer(model: nn.Module) -> nn.Module:

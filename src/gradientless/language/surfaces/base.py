@@ -32,9 +32,13 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class PreparedTokens:
-    """A batch of tokens on the surface's device, where no part of the model is frozen."""
+    """A batch of tokens on the surface's device, where no part of the model is frozen.
+
+    copies: how often the batch stands in it, one after the other (`Surface.repeated`).
+    """
 
     tensors: dict[str, Tensor]
+    copies: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -298,14 +298,17 @@ class FullSurface(Surface):
         encoder = self.reading.encoder
         if encoder is None:
             return super().texts(prepared)
-        return encoder.texts(readouts.written(self.model, prepared.tensors, encoder.stops, encoder.max_new_tokens))
+        # Noise inside the model tells copies of a batch apart by where their rows stand.
+        whole, limit = prepared.copies > 1, encoder.max_new_tokens
+        return encoder.texts(readouts.written(self.model, prepared.tensors, encoder.stops, limit, whole))
 
     def prepare(self, batch: dict[str, Tensor]) -> PreparedTokens:
         """The batch on the model's device."""
         return PreparedTokens({name: tensor.to(self.device) for name, tensor in batch.items()})
 
     def repeated(self, prepared: PreparedTokens, times: int) -> PreparedTokens:
-        return PreparedTokens({name: torch.cat([tensor] * times) for name, tensor in prepared.tensors.items()})
+        tensors = {name: torch.cat([tensor] * times) for name, tensor in prepared.tensors.items()}
+        return PreparedTokens(tensors, prepared.copies * times)
 
     def logits(self, prepared: PreparedTokens, generator: torch.Generator | None = None) -> Tensor:
         """Class scores [B, C], float32. Dropout inside the model is seeded from `generator`."""
