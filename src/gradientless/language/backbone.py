@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import os
 import sys
@@ -82,6 +83,13 @@ def load_tokenizer(model: str, max_length: int) -> Any:
         raise UserError(f"model: max_length must be > {special}, the special tokens of '{model}', got {max_length}")
     tokenizer.model_max_length = max_length
     return tokenizer
+
+
+def sentinels(tokenizer: Any) -> list[int]:
+    """The ids of <extra_id_0>, <extra_id_1>, …, which stand for dropped spans in a text-to-text model's texts."""
+    known = tokenizer.get_vocab()
+    names = itertools.takewhile(known.__contains__, (f"<extra_id_{n}>" for n in itertools.count()))
+    return [known[name] for name in names]
 
 
 def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> nn.Module:

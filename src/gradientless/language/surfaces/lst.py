@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
-from gradientless.language.data import Encoded, EncodedTexts, batch_indices
+from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
 from gradientless.language.prompting import EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
@@ -140,8 +140,8 @@ class LstSurface(Surface):
         """A pretrained model with a side network for `labels` (names by class index).
 
         readout: "prompt" (a language model answers `prompt`), "classifier" (a linear layer on pooled states; "head" is
-            the same) or "auto": the prompt where there is one. "tokens": no classes, but the texts' own tokens, which a
-            masked or causal language model says; to pretrain a side network.
+            the same) or "auto": the prompt where there is one. "tokens": no classes, but the texts' own tokens, as the
+            language model was pretrained to say them (`EncodedTexts`, `EncodedSpans`); to pretrain a side network.
         pooling: of the classifier: "cls", "mean" or "last"; "auto" is the last token of a decoder, the first of an
             encoder-decoder's answer, else the mean.
         reduction: r; the side network's width is d/r. layers: the backbone layers (from 0) that have a side layer, or
@@ -231,8 +231,6 @@ class LstSurface(Surface):
             raise unknown(owner, "readout", options.readout, READOUTS)
         if options.readout == "prompt" and prompt is None:
             raise UserError(f"{owner}: readout 'prompt' needs a prompt, got none")
-        if options.readout == "tokens" and backbone.family(config) == "text-to-text":
-            raise UserError(f"{owner}: readout 'tokens' needs a masked or causal model, got a text-to-text model")
         if options.pooling not in POOLINGS:
             raise unknown(owner, "pooling", options.pooling, POOLINGS)
         if options.init not in INITS:
@@ -304,11 +302,23 @@ class LstSurface(Surface):
         if self.encoder is not None:
             return self.encoder.encode(examples)
         if self.says_tokens:
-            mask = self.tokenizer.mask_token_id if backbone.family(self._config) == "masked" else None
-            if mask is None and backbone.family(self._config) == "masked":
-                raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
-            return EncodedTexts(self.tokenizer, examples, self.max_length, mask, self.options.seed)
+            return self._encoded_texts(examples)
         return Encoded(self.tokenizer, examples, self.max_length)
+
+    def _encoded_texts(self, examples: Sequence[Example]) -> EncodedTexts:
+        """Rows for language modelling as the model's family was pretrained."""
+        tokenizer, family, seed = self.tokenizer, backbone.family(self._config), self.options.seed
+        if family == "text-to-text":
+            sentinels = backbone.sentinels(tokenizer)
+            if len(sentinels) < 2:
+                got = len(sentinels) or "none"
+                raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with sentinel tokens, got {got}")
+            start, end = int(self._config.decoder_start_token_id), int(self._config.eos_token_id)
+            return EncodedSpans(tokenizer, examples, self.max_length, sentinels, start, end, seed)
+        if family == "masked" and tokenizer.mask_token_id is None:
+            raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
+        mask = tokenizer.mask_token_id if family == "masked" else None
+        return EncodedTexts(tokenizer, examples, self.max_length, mask, seed)
 
     def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
         return super().encode_answers(examples) if self.encoder is None else self.encoder.encode_answers(examples)
