@@ -184,7 +184,7 @@ def _rows_of(tokens: Tensor, layer: nn.Module) -> Iterator[bool]:
     It does not where its own call means more than its weight: an adapter, a hook, noise that is added on the way. Then
     it has to be called whole.
     """
-    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) or _intercepted()
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     if type(layer) is not nn.Linear or watched:
         yield False
         return
@@ -199,8 +199,3 @@ def _rows_of(tokens: Tensor, layer: nn.Module) -> Iterator[bool]:
         yield True
     finally:
         del layer.forward
-
-
-def _intercepted() -> bool:
-    """Whether someone stands between torch's functions and their callers."""
-    return bool(torch._C._len_torch_function_stack())
