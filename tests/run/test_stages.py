@@ -12,11 +12,13 @@ from pathlib import Path
 import families
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import tiny_run
 from gradientless import cli
 from gradientless.errors import UserError
+from gradientless.language import backbone
 from gradientless.language.data import EncodedSpans
 from gradientless.language.surfaces import SURFACES, FullSurface
 from gradientless.language.tasks import Example
@@ -59,10 +61,15 @@ def gradientless(*arguments: str) -> int:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
+    masked = families.save("bert", folder / "masked")
+    for part in (transformers.AutoModel, transformers.AutoTokenizer):
+        part.from_pretrained(masked).save_pretrained(folder / "headless")
     return {
         "bert": tiny_run.make_model(folder / "bert"),
         "llama": families.save("llama", folder / "llama"),
-        "masked": families.save("bert", folder / "masked"),
+        "headless": str(folder / "headless"),
+        "masked": masked,
+        "opt": families.save("opt", folder / "opt"),
         "t5": families.save("t5", folder / "t5"),
     }
 
@@ -220,6 +227,61 @@ def test_a_stage_starts_where_the_one_before_ended(command, tmp_path):
     assert not torch.equal(plain[name], before[name])
 
 
+SPOKEN = """
+    steps = 3
+    optimizer = {name = "adamw", lr = 1e-2}
+    [[stages]]
+    name = "classifier"
+    surface = {name = "full", readout = "head"}
+    [[stages]]
+    name = "more"
+    surface = {name = "bias", readout = "head"}
+    [[stages]]
+    name = "spoken"
+    surface = {name = "lora", rank = 2, readout = "prompt"}
+    [[stages]]
+    name = "beside"
+    surface = {name = "lst", reduction = 4, readout = "prompt"}
+"""
+MASKED = ("prompt.text={text} film {mask}", "prompt.words.negative=bad", "prompt.words.positive=good")
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [("masked", MASKED), ("opt", ANSWERS)])
+def test_a_prompt_behind_a_classifier(kind, prompt, command, models, tmp_path, monkeypatch, capsys):
+    """The body is the tuned one, with the output layer of the base, whose embeddings are the tuned ones where they are
+    tied; killed while that is written, and resumed."""
+    evaluate = Run.evaluate  # later is better: what is handed on is tuned
+    monkeypatch.setattr(Run, "evaluate", lambda run: {**evaluate(run), "accuracy": run.done.step / 10})
+    assert gradientless(*command(SPOKEN, kind, *prompt)) == 0
+    run, *_ = tmp_path / "run", capsys.readouterr()
+    base = transformers.AutoModelForMaskedLM if kind == "masked" else transformers.AutoModelForCausalLM
+    made = base.from_pretrained(run / "stages" / "2-more" / "speaking").state_dict()
+    tuned = transformers.AutoModel.from_pretrained(run / "stages" / "2-more" / "model" / "base").state_dict()
+    first = base.from_pretrained(models[kind]).state_dict()
+    body = [name for name in tuned if not name.startswith("pooler.")]
+    prefix = "bert." if kind == "masked" else "model."
+    assert all(torch.equal(made[prefix + name], tuned[name]) for name in body)
+    assert any(not torch.equal(made[prefix + name], first[prefix + name]) for name in body)
+    head = {"masked": "cls.predictions.decoder.weight", "opt": "lm_head.weight"}[kind]
+    table = {"masked": "embeddings.word_embeddings.weight", "opt": "decoder.embed_tokens.weight"}[kind]
+    assert torch.equal(made[head], tuned[table])
+    rest = [name for name in first if not name.startswith(prefix) and name != head]
+    assert (len(rest) >= 5) == (kind == "masked") and all(torch.equal(made[name], first[name]) for name in rest)
+    assert not (run / "stages" / "1-classifier" / "speaking").exists()
+    assert not (run / "stages" / "3-spoken" / "speaking").exists()
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killing(patch, backbone, "save_speaking", after=True)
+        cli.main(command(SPOKEN, kind, *prompt, name="killed"))
+    assert not (tmp_path / "killed" / "stages" / "2-more" / "speaking").exists()
+    for at in (("3-spoken", "write_config"), ("4-beside", "write_config")):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killing(patch, RunFolder, at[1], lambda folder, *_, at=at: folder.path.name == at[0])
+            cli.main(["train", "--out", str(tmp_path / "killed"), "--resume"])
+    assert gradientless("train", "--out", str(tmp_path / "killed"), "--resume") == 0
+    assert saved(tmp_path / "killed") == saved(run)
+
+
 @pytest.mark.parametrize("surface", ["ia3", "lora", "side_lora"])
 def test_merged_is_the_same_model(surface, models, tmp_path):
     tuned = SURFACES[surface].create(models["bert"], ("negative", "positive"), max_length=16)
@@ -277,14 +339,11 @@ REFUSALS = [
         ],
     ),
     (
-        "masked",
+        "headless",
         "prompt.text = '{text} film {mask}'\nprompt.words = {negative = 'bad', positive = 'good'}\n"
         "[[stages]]\nsurface = {name = 'full', readout = 'head'}\n"
         "[[stages]]\nsurface = {name = 'lst', reduction = 4, readout = 'prompt'}\n",
-        [
-            "stages[2]: readout 'prompt' needs a model with its output layer, got the one that stages[1] leaves under "
-            "a classification head"
-        ],
+        ["stages[2].model: the checkpoint of '"],
     ),
     (
         "bert",

@@ -161,6 +161,20 @@ def load_language_model(
     return _frozen(module, device)
 
 
+def save_speaking(body: str, speaking: str, folder: Path, dtype: str | torch.dtype, max_length: int) -> None:
+    """Write into `folder` the language model `speaking` with the weights of `body`, which has its architecture and lost
+    its output layer. What is tied to these weights follows them."""
+    module = load_language_model(speaking, family(load_config(speaking)), dtype)
+    own = load_backbone(body, dtype).state_dict()
+    lacking, strange = module.base_model.load_state_dict(own, strict=False)  # type: ignore[union-attr,operator]
+    if module.base_model is module:  # as T5's, whose body has no module of its own
+        lacking = []
+    others = [*lacking, *(name for name in strange if not name.startswith("pooler."))]
+    if others:
+        raise UserError(f"model: '{body}' must have the tensors of '{speaking}', got a difference in {others[0]}")
+    save_pretrained(module, load_tokenizer(body, max_length), folder)
+
+
 def from_config(config: Any) -> nn.Module:
     """A model without a head as `config` has it, with the library's first values, of torch's global generator."""
     from transformers import AutoModel
