@@ -59,3 +59,15 @@ def save(kind: str, path) -> str:
         tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def add_sentinels(folder: str, count: int) -> None:
+    """Give the text-to-text model in `folder` the tokens <extra_id_0>, <extra_id_1>, …"""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(count)]})
+    tokenizer.save_pretrained(folder)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder)

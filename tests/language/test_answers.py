@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import families
 import pytest
 import torch
 import transformers
@@ -236,7 +237,7 @@ def test_texts_of_a_surface_are_those_without_a_cache(language_models, name, tmp
 
 
 @pytest.mark.parametrize("name", ["lst", "k_lst"])
-def test_a_side_network_scores_and_does_not_write(language_models, name, tmp_path):
+def test_a_side_network_scores_choices(language_models, name, tmp_path):
     options = {"k": 1} if name == "k_lst" else {}
     made = SURFACES[name].create(
         language_models("llama"), (), prompt=CHOICE, readout="prompt", max_length=40, reduction=4, **options
@@ -249,7 +250,47 @@ def test_a_side_network_scores_and_does_not_write(language_models, name, tmp_pat
     made.save(tmp_path / "model")
     again = load(tmp_path / "model")
     assert torch.equal(again(again.encode(CHOICES).batch([0, 1])), found)
-    with pytest.raises(UserError, match="texts are written by surfaces inside the model"):
+
+
+@pytest.mark.parametrize("name", ["lst", "k_lst", "k_lst unfrozen"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
+@torch.no_grad()
+def test_texts_of_a_side_network_are_those_row_by_row(kind, name, tmp_path):
+    """Without padding, every token read off the scores of all tokens; what is saved writes the same."""
+    name, _, more = name.partition(" ")
+    options = {"readout": "prompt", "max_length": 30, "reduction": 2, "max_new_tokens": 7, "seed": 1}
+    options |= {"k": 2, "unfrozen": 1 if more else 0} if name == "k_lst" else {}
+    folder = families.save(kind, tmp_path / kind)
+    prompt = Prompt("the film was {text}", answer=" {answer}\n")
+    made = SURFACES[name].create(folder, (), prompt=prompt, **options)
+    for tensor in made.trainable().values():
+        spread = 0.5 if name == "lst" else 0.2  # at which texts differ
+        tensor.add_(spread * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    rows = [Example(text, 0, answers=("bad",)) for text in ("a good plot", "dull", "very very bright the film was bad")]
+    encoded = made.encode_questions(rows)
+    found = made.texts(made.prepare(encoded.batch([0, 1, 2])))
+    stops = set(made.encoder.stops.tolist())
+    for example, text in zip(rows, found, strict=True):
+        ids = torch.tensor([made.tokenizer(f"the film was {example.text}")["input_ids"]])
+        out = [0] if kind == "t5" else []
+        while len(out) < (8 if kind == "t5" else 7) and not stops & set(out[-1:]):
+            batch = {"input_ids": ids, "decoder_input_ids": torch.tensor([out])}
+            if kind != "t5":
+                batch = {"input_ids": torch.cat([ids, torch.tensor([out], dtype=torch.int64)], dim=1)}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            out.append(int(made.token_logits(made.prepare(batch))[0, -1].argmax()))
+        assert text == made.tokenizer.decode(out, skip_special_tokens=True).split("\n")[0].strip()
+    assert len(set(found)) > 1
+    assert [made.texts(made.prepare(encoded.batch([i])))[0] for i in range(3)] == found
+    made.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.texts(again.prepare(again.encode_questions(rows).batch([0, 1, 2]))) == found
+
+
+def test_a_side_network_without_a_prompt_writes_nothing(tmp_path):
+    folder = families.save("llama", tmp_path / "llama")
+    made = SURFACES["lst"].create(folder, ("a", "b"), readout="classifier", reduction=4, max_length=16)
+    with pytest.raises(UserError, match="surface: texts are written by a language model behind a prompt, got Lst"):
         made.encode_questions(ANSWERS)
 
 

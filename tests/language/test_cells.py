@@ -10,11 +10,18 @@ from pathlib import Path
 
 import families
 import pytest
+import torch
 from families import FAMILIES, LABELS, prompt_of
 from tiny_models import EXAMPLES
 
 from gradientless.errors import UserError
 from gradientless.language.surfaces import SURFACES
+from gradientless.run.objective import Objective
+from gradientless.search.evaluators import Inject, Snapshot
+from gradientless.search.noise import Noise
+from gradientless.search.points import ALL as EVERY
+from gradientless.search.points import ORIGIN, Direction, point
+from gradientless.search.space import Space
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import surfaces_on_starters as starters
@@ -73,6 +80,41 @@ def test_contract(name, kind, readout, folder, tmp_path):
     assert kept.frozen and kept.loads and kept.opened, kept
     assert kept.opened == ("peft" if name in ("lora", "side_lora", "ia3") else "transformers")
     assert kept.moved > 0 and kept.tuned > 0 and kept.share <= 1 and kept.whole
+
+
+INSIDE = [(*cell, {}) for cell in ALL if refusal(*cell) is None]
+INSIDE += [("k_lst", kind, "prompt", options) for kind in ("bert", "t5") for options in (
+    {"unfrozen": 1}, {"window": "all", "sharing": "rung", "down": "low-rank", "rank": 2})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind", "readout", "more"), INSIDE)
+@pytest.mark.filterwarnings("ignore:inject")  # where points are evaluated one at a time
+@torch.no_grad()
+def test_noise_inside_the_modules_is_noise_in_the_weights(name, kind, readout, more, folder):
+    """The losses at θ ± εz, at θ and at a sum of two directions, injected and written into the weights."""
+    options = {"readout": readout, "prompt": prompt_of(kind) if readout == "prompt" else None, "max_length": 16}
+    if name == "head":
+        options = {"max_length": 16}
+    surface = SURFACES[name].create(folder(kind), LABELS, **options, **OPTIONS.get(name, {}), **more)
+    tensors = surface.trainable()
+    for tensor in tensors.values():  # gates at 0 and branches that are shut would hide much
+        tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    encoded = surface.encode(EXAMPLES)
+    parts = [(surface.prepare(encoded.batch(rows)), encoded.labels[rows]) for rows in ([0, 1, 2], [3, 4])]
+    noise = Noise(0, "gaussian")
+    objective, space = Objective(surface, parts, noise), Space(tensors, noise, rank=1)
+    z, other = Direction(3, 0, EVERY), Direction(3, 1, EVERY)
+    points = [point(0.05, z), point(-0.05, z), ORIGIN, point(0.05, other) + point(-0.02, z)]
+    before = {name: tensor.clone() for name, tensor in surface.state_dict().items()}
+    wanted = Snapshot(space, objective).losses(points)
+    assert len(set(wanted)) == 4
+    inject = Inject(space, objective, surface)
+    found = inject.losses(points)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert inject.losses(points) == found  # the first pass is watched, which changes nothing
+    assert all(torch.equal(tensor, before[name]) for name, tensor in surface.state_dict().items())
+    if name in ("lst", "k_lst", "prefix", "prompt"):  # gates, places in a window, virtual tokens
+        assert inject.injection.one_by_one
 
 
 @pytest.mark.parametrize(("name", "kind", "readout"), [cell for cell in ALL if refusal(*cell) is not None])

@@ -17,6 +17,7 @@ from gradientless.language import readouts, surfaces
 from gradientless.language.backbone import family, load_config
 from gradientless.language.surfaces import FullSurface, HeadSurface
 from gradientless.language.tasks import Prompt
+from gradientless.search.evaluators.injection import Injection
 
 LABELS = ("negative", "positive")
 PROMPTS = {
@@ -301,18 +302,16 @@ def test_an_encoder_without_a_language_head_is_refused(language_models, tmp_path
 
 
 def test_only_the_label_words_rows_of_the_output_layer_are_computed(language_models):
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            return function(*args, **(kwargs or {}))
-
     layer = create(language_models("llama")).model.get_output_embeddings()
     tokens, states = torch.tensor([3, 7]), torch.randn(2, 1, 16)
     whole = layer(states)
     with readouts._rows_of(tokens, layer) as narrow:
         assert narrow
         torch.testing.assert_close(layer(states), whole[..., tokens])
-    with Watch(), readouts._rows_of(tokens, layer) as narrow:
-        assert not narrow and layer(states).shape == whole.shape
+    for tuned in (torch.nn.Linear(2, 2), layer):  # a layer that noise is added in is called whole
+        inside = Injection(torch.nn.ModuleList([tuned]), {"w": tuned.weight}).at([[]])
+        with inside, readouts._rows_of(tokens, layer) as narrow:
+            assert narrow == (tuned is not layer) and torch.equal(layer(states), whole) == (not narrow)
 
 
 def test_damaged_notes_are_told_in_one_line(language_models, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,11 +12,14 @@ from pathlib import Path
 import families
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import tiny_run
 from gradientless import cli
 from gradientless.errors import UserError
+from gradientless.language import backbone
+from gradientless.language.data import EncodedSpans
 from gradientless.language.surfaces import SURFACES, FullSurface
 from gradientless.language.tasks import Example
 from gradientless.run import train as training
@@ -57,10 +61,16 @@ def gradientless(*arguments: str) -> int:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
+    masked = families.save("bert", folder / "masked")
+    for part in (transformers.AutoModel, transformers.AutoTokenizer):
+        part.from_pretrained(masked).save_pretrained(folder / "headless")
     return {
         "bert": tiny_run.make_model(folder / "bert"),
         "llama": families.save("llama", folder / "llama"),
-        "masked": families.save("bert", folder / "masked"),
+        "headless": str(folder / "headless"),
+        "masked": masked,
+        "opt": families.save("opt", folder / "opt"),
+        "t5": families.save("t5", folder / "t5"),
     }
 
 
@@ -217,6 +227,61 @@ def test_a_stage_starts_where_the_one_before_ended(command, tmp_path):
     assert not torch.equal(plain[name], before[name])
 
 
+SPOKEN = """
+    steps = 3
+    optimizer = {name = "adamw", lr = 1e-2}
+    [[stages]]
+    name = "classifier"
+    surface = {name = "full", readout = "head"}
+    [[stages]]
+    name = "more"
+    surface = {name = "bias", readout = "head"}
+    [[stages]]
+    name = "spoken"
+    surface = {name = "lora", rank = 2, readout = "prompt"}
+    [[stages]]
+    name = "beside"
+    surface = {name = "lst", reduction = 4, readout = "prompt"}
+"""
+MASKED = ("prompt.text={text} film {mask}", "prompt.words.negative=bad", "prompt.words.positive=good")
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [("masked", MASKED), ("opt", ANSWERS)])
+def test_a_prompt_behind_a_classifier(kind, prompt, command, models, tmp_path, monkeypatch, capsys):
+    """The body is the tuned one, with the output layer of the base, whose embeddings are the tuned ones where they are
+    tied; killed while that is written, and resumed."""
+    evaluate = Run.evaluate  # later is better: what is handed on is tuned
+    monkeypatch.setattr(Run, "evaluate", lambda run: {**evaluate(run), "accuracy": run.done.step / 10})
+    assert gradientless(*command(SPOKEN, kind, *prompt)) == 0
+    run, *_ = tmp_path / "run", capsys.readouterr()
+    base = transformers.AutoModelForMaskedLM if kind == "masked" else transformers.AutoModelForCausalLM
+    made = base.from_pretrained(run / "stages" / "2-more" / "speaking").state_dict()
+    tuned = transformers.AutoModel.from_pretrained(run / "stages" / "2-more" / "model" / "base").state_dict()
+    first = base.from_pretrained(models[kind]).state_dict()
+    body = [name for name in tuned if not name.startswith("pooler.")]
+    prefix = "bert." if kind == "masked" else "model."
+    assert all(torch.equal(made[prefix + name], tuned[name]) for name in body)
+    assert any(not torch.equal(made[prefix + name], first[prefix + name]) for name in body)
+    head = {"masked": "cls.predictions.decoder.weight", "opt": "lm_head.weight"}[kind]
+    table = {"masked": "embeddings.word_embeddings.weight", "opt": "decoder.embed_tokens.weight"}[kind]
+    assert torch.equal(made[head], tuned[table])
+    rest = [name for name in first if not name.startswith(prefix) and name != head]
+    assert (len(rest) >= 5) == (kind == "masked") and all(torch.equal(made[name], first[name]) for name in rest)
+    assert not (run / "stages" / "1-classifier" / "speaking").exists()
+    assert not (run / "stages" / "3-spoken" / "speaking").exists()
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killing(patch, backbone, "save_speaking", after=True)
+        cli.main(command(SPOKEN, kind, *prompt, name="killed"))
+    assert not (tmp_path / "killed" / "stages" / "2-more" / "speaking").exists()
+    for at in (("3-spoken", "write_config"), ("4-beside", "write_config")):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killing(patch, RunFolder, at[1], lambda folder, *_, at=at: folder.path.name == at[0])
+            cli.main(["train", "--out", str(tmp_path / "killed"), "--resume"])
+    assert gradientless("train", "--out", str(tmp_path / "killed"), "--resume") == 0
+    assert saved(tmp_path / "killed") == saved(run)
+
+
 @pytest.mark.parametrize("surface", ["ia3", "lora", "side_lora"])
 def test_merged_is_the_same_model(surface, models, tmp_path):
     tuned = SURFACES[surface].create(models["bert"], ("negative", "positive"), max_length=16)
@@ -274,14 +339,11 @@ REFUSALS = [
         ],
     ),
     (
-        "masked",
+        "headless",
         "prompt.text = '{text} film {mask}'\nprompt.words = {negative = 'bad', positive = 'good'}\n"
         "[[stages]]\nsurface = {name = 'full', readout = 'head'}\n"
         "[[stages]]\nsurface = {name = 'lst', reduction = 4, readout = 'prompt'}\n",
-        [
-            "stages[2]: readout 'prompt' needs a model with its output layer, got the one that stages[1] leaves under "
-            "a classification head"
-        ],
+        ["stages[2].model: the checkpoint of '"],
     ),
     (
         "bert",
@@ -315,9 +377,11 @@ class TestTokens:
 
     EXAMPLES = (Example("a good film", 1), Example("the plot was very dull", 0, None))
 
-    @pytest.fixture(params=["bert", "distilbert", "llama", "opt", "roberta"])
+    @pytest.fixture(params=["bert", "distilbert", "llama", "opt", "roberta", "t5"])
     def surface(self, request, tmp_path):
         model = families.save(request.param, tmp_path / "model")
+        if request.param == "t5":
+            families.add_sentinels(model, 3)
         return SURFACES["k_lst"].create(model, (), k=2, reduction=4, readout="tokens", max_length=16)
 
     def test_scores_are_the_models_own(self, surface, tmp_path):
@@ -340,6 +404,8 @@ class TestTokens:
     def test_masks(self, surface):
         encoded, plain = surface.encode(self.EXAMPLES), surface.tokenizer([e.text for e in self.EXAMPLES])["input_ids"]
         assert encoded.texts == 2
+        if isinstance(encoded, EncodedSpans):
+            return  # see test_spans
         if surface.tokenizer.mask_token is None:
             assert len(encoded) == 2
             assert encoded.expected([1, 0]).tolist() == plain[1][1:] + plain[0][1:]
@@ -403,12 +469,57 @@ class TestTokens:
             assert gradientless(*command(ADAMW, "masked", *settings, name=readout)) == 0
             assert json.loads((tmp_path / readout / "summary.json").read_text("utf-8"))["model_step"] == best
 
-    def test_text_to_text_is_refused(self, tmp_path):
+    def test_spans(self, tmp_path):
+        """T5's objective: put back what the decoder says for each sentinel, and the text is whole."""
         model = families.save("t5", tmp_path / "t5")
-        with pytest.raises(
-            UserError, match=r"^lst: readout 'tokens' needs a masked or causal model, got a text-to-text"
-        ):
-            SURFACES["lst"].create(model, (), readout="tokens", reduction=4)
+        families.add_sentinels(model, 4)
+        surface = SURFACES["lst"].create(model, (), readout="tokens", reduction=4, max_length=64)
+        first, start, end = surface.tokenizer.convert_tokens_to_ids("<extra_id_0>"), 0, 3
+        texts = ["bright", "a strange film", "the plot was very dull " * 8, "a good film was bright " * 100]
+        encoded = surface.encode([Example(text, 1) for text in texts])
+        drawn: dict[int, set[tuple[int, ...]]] = {}
+        for row in range(len(encoded)):
+            batch, target = encoded.batch([row]), encoded.expected([row]).tolist()
+            text = surface.tokenizer(texts[row % 4], truncation=True, max_length=64)["input_ids"]
+            assert target[-1] == end and batch["decoder_input_ids"].tolist() == [[start, *target[:-1]]]
+            assert batch["said"].all() and batch["attention_mask"].all() and "token_type_ids" not in batch
+            left, dropped, whole = batch["input_ids"][0].tolist(), {}, []
+            for token in target[:-1]:
+                if token >= first:
+                    spoken = dropped.setdefault(token, [])
+                else:
+                    spoken.append(token)
+            for token in left:
+                whole += dropped[token] if token >= first else [token]
+            assert whole == text
+            sentinels = [token for token in left if token >= first]
+            # In order, one last one behind them, and never two beside each other: each stands for a span of its own.
+            assert sentinels == list(range(first, first + len(sentinels))) == list(dropped)[:-1]
+            assert list(dropped)[-1] == first + len(sentinels) and dropped[first + len(sentinels)] == []
+            assert not any(a >= first and b >= first for a, b in itertools.pairwise(left))
+            count = len(text) - 2  # the tokenizer's own first and last
+            assert sum(map(len, dropped.values())) == max(1, round(0.15 * count)) and all(map(dropped.get, sentinels))
+            assert len(sentinels) == min(3, max(1, round(0.15 * count / 3)))  # the fourth sentinel is the last
+            assert torch.equal(encoded.batch([row])["input_ids"], batch["input_ids"])
+            drawn.setdefault(row % 4, set()).add(tuple(left))
+        assert [len(found) for _, found in sorted(drawn.items())] == [1, 3, 10, 10]
+        ends = {left[-2] >= first for left in drawn[2]}
+        assert ends == {True, False}  # the end of a text is dropped at times
+        rows = encoded.batch([1, 2])
+        assert rows["decoder_input_ids"][0, int(rows["said"][0].sum()) :].unique().tolist() == [0]
+
+    def test_a_text_to_text_model_without_sentinels_is_refused(self, tmp_path):
+        surface = SURFACES["lst"].create(families.save("t5", tmp_path / "t5"), (), readout="tokens", reduction=4)
+        with pytest.raises(UserError, match=r"^lst: readout 'tokens' needs a tokenizer with sentinel tokens, got none"):
+            surface.encode(self.EXAMPLES)
+
+    def test_text_to_text_pretraining_lowers_its_loss(self, command, tmp_path, models):
+        families.add_sentinels(models["t5"], 3)
+        settings = ("surface.readout=tokens", "surface.name=lst", "surface.reduction=2", "optimizer.lr=1e-2")
+        assert gradientless(*command(ADAMW, "t5", *settings, "steps=12", "schedule.name=constant")) == 0
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+        losses = [each["loss"] for each in map(json.loads, lines) if "accuracy" in each]
+        assert len(losses) > 2 and losses[-1] < losses[0]
 
 
 class TestConfiguration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from gradientless.delta import Delta
 from gradientless.errors import UserError
 from gradientless.search.evaluators.inject import Inject
-from gradientless.search.evaluators.injection import Injection, Unbatchable
+from gradientless.search.evaluators.injection import SMALL, Injection, Unbatchable
 from gradientless.search.evaluators.snapshot import Snapshot
 from gradientless.search.noise import Noise
 from gradientless.search.points import ALL, ORIGIN, Direction, point
@@ -288,6 +289,52 @@ def test_the_probe_of_two_points_is_one_product_in_and_one_out(monkeypatch):
         assert [len(run.pairs) for run in site.runs] == [1, 1, 2]
 
 
+class OfItsOwn(nn.Module):
+    """A matrix, a vector and a number beside layers, one of which reads the vector in a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 5))
+        self.table, self.gates = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.zeros(4))
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x, *, shift=0.0):
+        states = self.first(x)
+        weights = (states @ self.get_parameter("table").T).softmax(-1)
+        hook = self.second.register_forward_pre_hook(lambda module, args: (args[0] * torch.sigmoid(self.gates),))
+        found = self.second(weights @ self.table + shift) * self.scale
+        hook.remove()
+        return found
+
+
+@pytest.mark.parametrize("only", ["", "table", "gates", "scale", "second"])
+@torch.no_grad()
+def test_a_module_of_another_kind_runs_with_its_tensors_in_place(only):
+    """One point at a time, its children's changes included; the evaluator knows without a try."""
+    torch.manual_seed(1)
+    model, batch = OfItsOwn(), torch.randn(ROWS, 3, 6)
+    tensors = {name: tensor for name, tensor in model.named_parameters() if only in name}
+    trace = Trace(model)
+    injection = Injection(model, tensors)
+    found = {name: tensor.unsqueeze(0) if tensor.ndim == 0 else tensor for name, tensor in tensors.items()}
+    points = some_points(found)
+    for mine in points:
+        (alone,) = batched(model, injection, [mine], batch)
+        torch.testing.assert_close(alone, moved(model, tensors, mine, batch), rtol=1e-5, atol=1e-5)
+    assert injection.one_by_one == (only != "second") and injection._watched
+    if only != "second":
+        with pytest.raises(Unbatchable, match=r"must see the rows .*, got OfItsOwn; evaluate one point at a time"):
+            batched(model, injection, points, batch)
+    trace.check()
+    space = Space(tensors, Noise(0, "gaussian"), rank=1)
+    closure = Batched(model, batch)
+    wanted = Snapshot(space, Closure(model, batch)).losses(points_of_a_step())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Inject(space, closure, injection).losses(points_of_a_step()) == pytest.approx(wanted, rel=1e-5)
+    assert closure.calls == (1 if only == "second" else 4)
+
+
 def test_arguments_by_name_and_several_inputs():
     gated = Gated(6)
     x, gate = torch.randn(4, 6), torch.randn(4, 6)
@@ -438,9 +485,9 @@ class Odd(nn.Linear):
         return torch.matmul(x, self.weight) + functional.linear(x, self.weight)
 
 
-def holder():
+def holder(rows: int = 3, dtype: torch.dtype = torch.float32):
     module = nn.Module()
-    module.table = nn.Parameter(torch.zeros(3, 4))
+    module.table = nn.Parameter(torch.zeros(rows, 4, dtype=dtype))
     return module
 
 
@@ -459,6 +506,18 @@ def give(*changes: Delta):
         pass
 
 
+class Kept(nn.Module):
+    """Keeps its parameter in a second place, from which it reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(6, 2))
+        self.kept = [self.table]
+
+    def forward(self, x):
+        return x @ self.kept[0]
+
+
 def replaced():
     model = nn.Linear(2, 2)
     injection = all_of(model)
@@ -473,10 +532,17 @@ def attention():
 
 
 INSTEAD = "leave it out, or use evaluator 'walk' or 'snapshot'"
-PLACE = "must belong to a linear layer, embedding, convolution or normalisation"
+PLACE = "must belong to a linear layer, embedding, convolution or normalisation, or be small and not of half precision"
 USED = "must be used only by calls of the module that holds it"
 REFUSED = {
-    "a parameter of a module of its own": (lambda: all_of(holder()), f"tensor 'table' {PLACE}, got Module; {INSTEAD}"),
+    "a parameter of half precision in a module of its own": (
+        lambda: all_of(holder(dtype=torch.bfloat16)),
+        f"tensor 'table' {PLACE}, got Module; {INSTEAD}",
+    ),
+    "a large parameter in a module of its own": (
+        lambda: all_of(holder(rows=(SMALL >> 2) + 1)),
+        f"tensor 'table' {PLACE}, got Module; {INSTEAD}",
+    ),
     "not the model's": (
         lambda: Injection(nn.Linear(2, 2), {"x": torch.zeros(2, 2)}),
         f"tensor 'x' must be a parameter of the model's modules, got another; {INSTEAD}",
@@ -492,6 +558,10 @@ REFUSED = {
     "used by its module in another way": (
         lambda: run_with(model := Odd(6, 6), dict(model.named_parameters()), torch.ones(2, 6)),
         f"tensor 'weight' {USED}, got it in matmul; {INSTEAD}",
+    ),
+    "kept in a second place": (
+        lambda: run_with(model := Kept(), {"table": model.table}, torch.ones(2, 6)),
+        f"tensor 'table' {USED}, got it in matmul; {INSTEAD}",
     ),
     "attention, which reads its projection's weight": (
         attention,

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import os
 import sys
@@ -86,6 +87,13 @@ def load_tokenizer(model: str, max_length: int) -> Any:
     return tokenizer
 
 
+def sentinels(tokenizer: Any) -> list[int]:
+    """The ids of <extra_id_0>, <extra_id_1>, …, which stand for dropped spans in a text-to-text model's texts."""
+    known = tokenizer.get_vocab()
+    names = itertools.takewhile(known.__contains__, (f"<extra_id_{n}>" for n in itertools.count()))
+    return [known[name] for name in names]
+
+
 def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu") -> nn.Module:
     """The model of `model` without a head, frozen and in eval mode."""
     from transformers import AutoModel
@@ -153,6 +161,20 @@ def load_language_model(
     module, missing = _load_model(model, resolve(model), kinds[kind], 0, dtype_of(dtype), {})
     _require_complete(model, missing)
     return _frozen(module, device)
+
+
+def save_speaking(body: str, speaking: str, folder: Path, dtype: str | torch.dtype, max_length: int) -> None:
+    """Write into `folder` the language model `speaking` with the weights of `body`, which has its architecture and lost
+    its output layer. What is tied to these weights follows them."""
+    module = load_language_model(speaking, family(load_config(speaking)), dtype)
+    own = load_backbone(body, dtype).state_dict()
+    lacking, strange = module.base_model.load_state_dict(own, strict=False)  # type: ignore[union-attr,operator]
+    if module.base_model is module:  # as T5's, whose body has no module of its own
+        lacking = []
+    others = [*lacking, *(name for name in strange if not name.startswith("pooler."))]
+    if others:
+        raise UserError(f"model: '{body}' must have the tensors of '{speaking}', got a difference in {others[0]}")
+    save_pretrained(module, load_tokenizer(body, max_length), folder)
 
 
 def from_config(config: Any) -> nn.Module:

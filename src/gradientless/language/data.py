@@ -249,18 +249,9 @@ class Encoded:
         """Rows `indices` ([B]) padded at the right to the longest of them: input_ids, attention_mask and, where the
         tokenizer makes them, token_type_ids; int64 [B, T] each."""
         rows = [int(i) for i in indices]
-        width = max(1, int(self.lengths[rows].max()))
-        ids = np.full((len(rows), width), self._pad, dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for at, row in enumerate(rows):
-            ids[at, : self.lengths[row]] = self._ids[row]
-            mask[at, : self.lengths[row]] = 1
-        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        batch = _read([self._ids[row] for row in rows], self._pad)
         if self._segments is not None:
-            segments = np.full((len(rows), width), self._segment_pad, dtype=np.int64)
-            for at, row in enumerate(rows):
-                segments[at, : self.lengths[row]] = self._segments[row]
-            batch["token_type_ids"] = torch.from_numpy(segments)
+            batch["token_type_ids"] = _padded([self._segments[row] for row in rows], self._segment_pad)
         return batch
 
     def _digest(self) -> str:
@@ -273,8 +264,23 @@ class Encoded:
         return digest.hexdigest()
 
 
+def _padded(rows: Sequence[np.ndarray], fill: int) -> Tensor:
+    """Rows of numbers as int64 [B, T], filled at the right."""
+    found = np.full((len(rows), max(1, max(map(len, rows)))), fill, dtype=np.int64)
+    for at, row in enumerate(rows):
+        found[at, : len(row)] = row
+    return torch.from_numpy(found)
+
+
+def _read(rows: Sequence[np.ndarray], pad: int) -> dict[str, Tensor]:
+    """Rows of token ids as what a model reads."""
+    mask = _padded([np.ones_like(row) for row in rows], 0)
+    return {"input_ids": _padded(rows, pad), "attention_mask": mask}
+
+
 MASKED_SHARE = 0.15
 MASKINGS = 10  # of each text, as of BERT's own data (Devlin et al. 2019, as Liu et al. 2019 tell it)
+SPAN = 3  # tokens of a dropped span, on average (Raffel et al. 2020, section 3.3.4)
 
 
 class EncodedTexts(Encoded):
@@ -327,8 +333,91 @@ class EncodedTexts(Encoded):
         return torch.from_numpy(np.concatenate(found))
 
     def _places(self, index: int) -> np.ndarray:
+        """Where the tokens stand that are to be said of row `index`, rising."""
         places = self._said[index % self.texts]
-        if self._mask is None:
-            return places
-        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, index], dtype=np.uint64)))
-        return np.sort(generator.choice(places, max(1, round(MASKED_SHARE * len(places))), replace=False))
+        return places if self._mask is None else places[self._drawn(index, len(places))]
+
+    def _drawn(self, index: int, count: int) -> np.ndarray:
+        """Which of a text's `count` tokens are masked."""
+        return np.sort(self._generator(index).choice(count, _share(count), replace=False))
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=np.array([self._seed, index], dtype=np.uint64)))
+
+
+class EncodedSpans(EncodedTexts):
+    """The texts of one split for a text-to-text model's language modelling, which says what was dropped from a text.
+
+    Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer", JMLR 2020,
+    https://arxiv.org/abs/1910.10683, figure 2 and section 3.3.4: 15% of a text's tokens are dropped, in spans of 3 on
+    average, and a sentinel stands in the place of each span. The decoder says the sentinels, each followed by its span,
+    a last sentinel, and the end of the text.
+
+    sentinels: ids of <extra_id_0>, <extra_id_1>, …, two or more. start: the decoder's first token. end: what a text
+    ends with. Each text stands here `MASKINGS` times.
+
+    Differs from the paper's code: a text may begin with a span, and it may end without one (there its last token is
+    always dropped, which is always all that a sentence of one span loses).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        max_length: int,
+        sentinels: Sequence[int],
+        start: int,
+        end: int,
+        seed: int,
+    ) -> None:
+        super().__init__(tokenizer, examples, max_length, sentinels[0], seed)
+        self._said = [np.arange(places[0], places[-1] + 1) for places in self._said]  # unknown tokens among them too
+        self._sentinels, self._start, self._end = np.asarray(sentinels, dtype=np.int64), start, end
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """input_ids, attention_mask: int64 [B, T], of the texts with sentinels in them. decoder_input_ids: int64
+        [B, D]; said: bool [B, D], where the model's scores are read."""
+        pieces = [self._pieces(int(i)) for i in indices]
+        targets = [target for _, target in pieces]
+        before = [np.array([self._start, *target[:-1]]) for target in targets]
+        batch = _read([left for left, _ in pieces], self._pad)
+        said = _padded([np.ones_like(target) for target in targets], 0).bool()
+        return batch | {"decoder_input_ids": _padded(before, self._pad), "said": said}
+
+    def expected(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        return torch.from_numpy(np.concatenate([self._pieces(int(i))[1] for i in indices]))
+
+    def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is left of a text, with its sentinels, and what the decoder says."""
+        ids, places = self._ids[index % self.texts], self._places(index)
+        left: list[Any] = []
+        target: list[Any] = []
+        behind = 0
+        spans = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+        for sentinel, span in zip(self._sentinels, spans, strict=False):
+            left += [ids[behind : span[0]], [sentinel]]
+            target += [[sentinel], ids[span]]
+            behind = span[-1] + 1
+        left.append(ids[behind:])
+        return np.concatenate(left), np.concatenate([*target, [self._sentinels[len(spans)], self._end]])
+
+    def _drawn(self, index: int, count: int) -> np.ndarray:
+        """Spans of random lengths at random distances: every way to cut both is as likely as any other."""
+        generator, dropped = self._generator(index), _share(count)
+        kept = count - dropped
+        spans = min(max(1, round(dropped / SPAN)), kept + 1, len(self._sentinels) - 1)
+        lengths = _parts(generator, dropped, spans)
+        gaps = _parts(generator, kept + 2, spans + 1)  # one too many before the first span, and behind the last
+        firsts = np.cumsum(gaps[:-1]) - 1 + np.cumsum(lengths) - lengths
+        return np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)])
+
+
+def _share(count: int) -> int:
+    """How many of a text's `count` tokens are to be said."""
+    return max(1, round(MASKED_SHARE * count))
+
+
+def _parts(generator: np.random.Generator, total: int, count: int) -> np.ndarray:
+    """`total` as a sum of `count` positive whole numbers, drawn among all such sums."""
+    cuts = np.sort(generator.choice(total - 1, count - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=total)

@@ -224,7 +224,7 @@ class PromptEncoder:
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
         # Not verbose: the tokenizer would warn of texts that are too long, which are cut afterwards.
-        coded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        coded = self.tokenizer(list(texts), add_special_tokens=False)
         return [tuple(ids) for ids in coded["input_ids"]]
 
     def _special(self) -> tuple[Ids, Ids]:
@@ -328,7 +328,7 @@ class PromptEncoder:
         """Where each token of `text` begins and ends in it (each character, for a tokenizer that does not say)."""
         if not self.tokenizer.is_fast:
             return [(i, i + 1) for i in range(len(text))]
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [(begin, end) for begin, end in coded["offset_mapping"] if end > begin]
 
     def rows(self, front: Ids, back: Ids) -> list[Line]:

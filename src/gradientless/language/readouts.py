@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -170,6 +170,28 @@ def _of_rows(options: dict[str, Any], keep: Tensor) -> dict[str, Any]:
     return options | chosen
 
 
+@torch.no_grad()
+def greedily(scores: Callable[[Tensor], Tensor], rows: int, stops: Tensor, limit: int) -> Tensor:
+    """As `written`, of anything that scores the token [rows, V] behind those that are written, int64 [rows, n]."""
+    tokens = stops.new_empty(rows, 0)
+    ended = torch.zeros(rows, dtype=torch.bool, device=stops.device)
+    while tokens.shape[1] < limit and not bool(ended.all()):
+        token = scores(tokens).argmax(dim=-1)
+        tokens = torch.cat([tokens, token.unsqueeze(1)], dim=1)
+        ended |= torch.isin(token, stops)
+    return tokens
+
+
+def continued(inputs: dict[str, Tensor], written: Tensor) -> dict[str, Tensor]:
+    """`inputs` of `EncodedAnswers.batch` without answers, and behind each row what is `written` there: int64 [B, N]."""
+    if "decoder_input_ids" in inputs:
+        return inputs | {"decoder_input_ids": torch.cat([inputs["decoder_input_ids"], written], dim=1)}
+    more = {"input_ids": written, "attention_mask": torch.ones_like(written)}
+    if "position_ids" in inputs:
+        more["position_ids"] = inputs["position_ids"][:, -1:] + torch.ones_like(written).cumsum(dim=1)
+    return inputs | {name: torch.cat([inputs[name], tensor], dim=1) for name, tensor in more.items()}
+
+
 def _output_layer(model: nn.Module) -> nn.Module:
     return model.get_output_embeddings()  # type: ignore[operator]
 
@@ -199,7 +221,7 @@ def _rows_of(tokens: Tensor, layer: nn.Module) -> Iterator[bool]:
     It does not where its own call means more than its weight: an adapter, a hook, noise that is added on the way. Then
     it has to be called whole.
     """
-    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) or _intercepted()
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     if type(layer) is not nn.Linear or watched:
         yield False
         return
@@ -214,8 +236,3 @@ def _rows_of(tokens: Tensor, layer: nn.Module) -> Iterator[bool]:
         yield True
     finally:
         del layer.forward
-
-
-def _intercepted() -> bool:
-    """Whether someone stands between torch's functions and their callers."""
-    return bool(torch._C._len_torch_function_stack())

@@ -92,6 +92,13 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
     )
 
 
+def speaks(config: RunConfig, model: str) -> bool:
+    """Whether the surface reads the model's output layer."""
+    if "readout" not in options_of(SURFACES[config.surface.name]):
+        return False
+    return config.surface.readout == "tokens" or prompt_of(config, model) is not None
+
+
 def prompt_of(config: RunConfig, model: str) -> Prompt | None:
     """The prompt by which the model is read: the configuration's own, or the task's for the model's family."""
     own, family = config.prompt, backbone.family(backbone.load_config(model))

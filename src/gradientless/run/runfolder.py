@@ -24,6 +24,7 @@ A run of several stages has a config.toml, model/, summary.json and plot.png of 
 
     stages/NUMBER-NAME/   the folder of each stage, as above; config.toml is the stage's
         merged/           a plain model with the stage's adapter in its weights, that the next stage starts from
+        speaking/         the stage's model with an output layer again, where the next stage needs one
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class RunFolder:
         self.plot = path / "plot.png"
         self.stages = path / "stages"
         self.merged = path / "merged"
+        self.speaking = path / "speaking"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

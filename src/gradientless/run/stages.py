@@ -1,10 +1,11 @@
 """What a stage of a run leaves, and what the next one takes up of it.
 
 A stage is a run of its own in RUN/stages/NUMBER-NAME. What it tuned is handed on in two ways. Weights of the model's
-own reach the next stage as the model that it is made of: a plain folder, with adapters merged. A side network, virtual
-tokens, an adapter of the same options and a head are copied tensor by tensor, where the next stage has the same. The
-weights are those of the best evaluation, as they are saved. All of it lies on the disk, so that a stage that is resumed
-or replayed starts from the same bits.
+own reach the next stage as the model that it is made of: a plain folder, with adapters merged. Behind a classification
+head that model has lost its output layer; a stage that needs one has it from the last model that had it. A side
+network, virtual tokens, an adapter of the same options and a head are copied tensor by tensor, where the next stage has
+the same. The weights are those of the best evaluation, as they are saved. All of it lies on the disk, so that a stage
+that is resumed or replayed starts from the same bits.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 
 from gradientless.errors import UserError
+from gradientless.language import backbone
 from gradientless.language.surfaces import Surface
 from gradientless.language.tasks import Splits
-from gradientless.run.assemble import Rows, make_optimizer, make_surface
+from gradientless.run.assemble import Rows, make_optimizer, make_surface, speaks
 from gradientless.run.config import RunConfig, Stage
 from gradientless.run.evaluation import load_splits
 from gradientless.run.losses import loss_of
@@ -79,7 +81,6 @@ def check(config: RunConfig, device: str) -> None:
     shared = load_splits(config)
     stage: Stage | None = None
     left: Leaves = {}
-    model: tuple[Stage, Leaves] | None = None  # the stage that left the model that the next is made of
     for following in config.staged:
         try:
             own = (following.config.task, following.config.data) != (config.task, config.data)
@@ -87,12 +88,10 @@ def check(config: RunConfig, device: str) -> None:
             mine = _rehearsed(following.config, splits, device)
         except UserError as error:
             lines += [following.line(line) for line in str(error).split("\n")]
-            stage = model = None  # what it would leave is not known
+            stage = None  # what it would leave is not known
             continue
         if stage is not None:
-            if handed_model(stage, left, following) is not None:
-                model = stage, left
-            lines += _refusals(stage, left, following, mine, model)
+            lines += _refusals(stage, left, following, mine)
         elif following.number == 1 and following.config.surface.start == "previous":
             lines.append(f"{following.owner}.surface.start: 'previous' needs a stage before, got the first")
         stage, left = following, mine
@@ -119,9 +118,7 @@ def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
     return leaves(surface)
 
 
-def _refusals(
-    stage: Stage, left: Leaves, following: Stage, mine: Leaves, model: tuple[Stage, Leaves] | None
-) -> Iterator[str]:
+def _refusals(stage: Stage, left: Leaves, following: Stage, mine: Leaves) -> Iterator[str]:
     parts = taken(stage, left, following, mine)
     own = {name: part["means"] for name, part in mine["parts"].items() if name != "model"}
     theirs = {name: part["means"] for name, part in left["parts"].items()}
@@ -137,11 +134,6 @@ def _refusals(
         told = ", ".join(theirs[name] for name in lost)
         has = ", ".join(own.values()) or mine["parts"]["model"]["means"]
         yield f"{following.owner}: needs a place for what {stage.owner} tuned, {told}; got {has}"
-    if mine["prompted"] and model is not None and not model[1]["prompted"]:
-        yield (
-            f"{following.owner}: readout 'prompt' needs a model with its output layer, "
-            f"got the one that {model[0].owner} leaves under a classification head"
-        )
 
 
 # --- from one stage to the next ------------------------------------------------------------------------------------
@@ -178,10 +170,20 @@ def before(whole: RunFolder, stages: Sequence[Stage], following: Stage, base: st
     base: the base model, where it lies elsewhere. Raises UserError when a stage before has not ended.
     """
     model, found = following.config.model if base is None else base, None
+    speaking, has = model, True  # the last model with an output layer, and whether that is `model`
     for stage, next_one in itertools.pairwise(stages[: following.number]):
         folder = whole.stage(stage.folder)
         left = folder.read_summary()["leaves"]
         place = handed_model(stage, left, next_one)
-        model = model if place is None else str(folder.path / place)
+        if place is not None:
+            model, has = str(folder.path / place), left["prompted"]
+        if not has and speaks(next_one.config, model):
+            if not folder.speaking.exists():
+                options = stage.config.dtype, stage.config.data.max_length
+                with folder.replacing(folder.speaking) as made:
+                    backbone.save_speaking(model, speaking, made, *options)
+            model, has = str(folder.speaking), True
+        if has:
+            speaking = model
         found = Before(stage, next_one, folder, left, model, place is not None)
     return found

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
-from gradientless.language.data import Encoded, EncodedTexts, batch_indices
-from gradientless.language.prompting import EncodedAnswers, PromptEncoder
+from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
+from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
 from gradientless.language.surfaces.head import POOLINGS
@@ -64,6 +64,7 @@ class _Options:
     truncation: str
     padding: str
     seed: int
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 class LadderModel(nn.Module):
@@ -131,6 +132,7 @@ class LstSurface(Surface):
         connection_dropout: float = 0.0,
         truncation: str = "right",
         padding: str = "right",
+        max_new_tokens: int = MAX_NEW_TOKENS,
         seed: int = 0,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
@@ -140,8 +142,8 @@ class LstSurface(Surface):
         """A pretrained model with a side network for `labels` (names by class index).
 
         readout: "prompt" (a language model answers `prompt`), "classifier" (a linear layer on pooled states; "head" is
-            the same) or "auto": the prompt where there is one. "tokens": no classes, but the texts' own tokens, which a
-            masked or causal language model says; to pretrain a side network.
+            the same) or "auto": the prompt where there is one. "tokens": no classes, but the texts' own tokens, as the
+            language model was pretrained to say them (`EncodedTexts`, `EncodedSpans`); to pretrain a side network.
         pooling: of the classifier: "cls", "mean" or "last"; "auto" is the last token of a decoder, the first of an
             encoder-decoder's answer, else the mean.
         reduction: r; the side network's width is d/r. layers: the backbone layers (from 0) that have a side layer, or
@@ -149,6 +151,7 @@ class LstSurface(Surface):
         init: of the side network: "fisher" or "magnitude" (structural pruning by these scores), or "random" (the
             library's first values). "fisher" needs rows: `begin` computes it on `fisher_rows` of them; until then the
             network stands as by "magnitude".
+        max_new_tokens: of a text that the model writes.
         connection_dropout: probability with which a row does without a ladder connection; dropout: in the side layers;
             both in training mode only. seed: of all first values.
 
@@ -167,6 +170,7 @@ class LstSurface(Surface):
             truncation=truncation,
             padding=padding,
             seed=seed,
+            max_new_tokens=max_new_tokens,
         )
         return cls._create(model, labels, prompt, shape, options, device, dtype)
 
@@ -190,8 +194,9 @@ class LstSurface(Surface):
         encoder, head = None, None
         if options.readout == "prompt":
             assert prompt is not None
+            sides = options.truncation, options.padding
             encoder = prompt_encoder(
-                model, prompt, labels, options.max_length, options.truncation, options.padding, cls.owner
+                model, prompt, labels, options.max_length, *sides, cls.owner, options.max_new_tokens
             )
             body = backbone.load_language_model(model, encoder.family, dtype, device)
         elif options.readout == "tokens":
@@ -231,8 +236,6 @@ class LstSurface(Surface):
             raise unknown(owner, "readout", options.readout, READOUTS)
         if options.readout == "prompt" and prompt is None:
             raise UserError(f"{owner}: readout 'prompt' needs a prompt, got none")
-        if options.readout == "tokens" and backbone.family(config) == "text-to-text":
-            raise UserError(f"{owner}: readout 'tokens' needs a masked or causal model, got a text-to-text model")
         if options.pooling not in POOLINGS:
             raise unknown(owner, "pooling", options.pooling, POOLINGS)
         if options.init not in INITS:
@@ -304,19 +307,42 @@ class LstSurface(Surface):
         if self.encoder is not None:
             return self.encoder.encode(examples)
         if self.says_tokens:
-            mask = self.tokenizer.mask_token_id if backbone.family(self._config) == "masked" else None
-            if mask is None and backbone.family(self._config) == "masked":
-                raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
-            return EncodedTexts(self.tokenizer, examples, self.max_length, mask, self.options.seed)
+            return self._encoded_texts(examples)
         return Encoded(self.tokenizer, examples, self.max_length)
+
+    def _encoded_texts(self, examples: Sequence[Example]) -> EncodedTexts:
+        """Rows for language modelling as the model's family was pretrained."""
+        tokenizer, family, seed = self.tokenizer, backbone.family(self._config), self.options.seed
+        if family == "text-to-text":
+            sentinels = backbone.sentinels(tokenizer)
+            if len(sentinels) < 2:
+                got = len(sentinels) or "none"
+                raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with sentinel tokens, got {got}")
+            start, end = int(self._config.decoder_start_token_id), int(self._config.eos_token_id)
+            return EncodedSpans(tokenizer, examples, self.max_length, sentinels, start, end, seed)
+        if family == "masked" and tokenizer.mask_token_id is None:
+            raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
+        mask = tokenizer.mask_token_id if family == "masked" else None
+        return EncodedTexts(tokenizer, examples, self.max_length, mask, seed)
 
     def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
         return super().encode_answers(examples) if self.encoder is None else self.encoder.encode_answers(examples)
 
     def encode_questions(self, examples: Sequence[Example]) -> EncodedAnswers:
-        raise UserError(
-            f"{self.owner}: texts are written by surfaces inside the model, such as lora, got a side network"
-        )
+        return super().encode_questions(examples) if self.encoder is None else self.encoder.encode_questions(examples)
+
+    def texts(self, prepared: PreparedLadder) -> list[str]:
+        """Written greedily. The backbone and the side network read the whole text anew for every token."""
+        encoder, asked = self.encoder, prepared
+        if encoder is None:
+            return super().texts(prepared)
+
+        def scores(written: Tensor) -> Tensor:
+            behind = readouts.continued(asked.tensors, written)
+            return self._spoken(self.states(self.prepare(behind) if written.shape[1] else asked)[:, -1])
+
+        rows = len(asked.tensors["input_ids"])
+        return encoder.texts(readouts.greedily(scores, rows, encoder.stops.to(self.device), encoder.max_new_tokens))
 
     def blank(self) -> Example:
         return super().blank() if self.encoder is None else self.encoder.blank()
@@ -427,7 +453,7 @@ class LstSurface(Surface):
         the batch that are read (`EncodedTexts`). generator: of the dropout masks, on the surface's device."""
         states = self.states(prepared, generator)
         if self.says_tokens:
-            return self._said(states, prepared.tensors)
+            return self._spoken(states[prepared.tensors["said"]])
         if self.encoder is None:
             return self._classified(states, prepared.tensors)
         with backbone.answering(self.model.backbone, states.to(self.dtype)):
@@ -498,7 +524,7 @@ class LstSurface(Surface):
         note = read_note(folder, cls.owner)
         try:
             tensors = load_file(folder / SIDE_FILE)
-            stated = _Options(**{field.name: note[field.name] for field in fields(_Options)})
+            stated = _Options(**{field.name: note[field.name] for field in fields(_Options) if field.name in note})
             prompt = Prompt(**note["prompt"]) if "prompt" in note else None
             shape = Shape(**note["shape"])
         except (OSError, SafetensorError) as error:
@@ -567,11 +593,13 @@ class LstSurface(Surface):
         if self.encoder is not None:
             return readouts.scores(self.model.backbone, tensors, self.encoder.words)
         states = states_of(self.body, self._family, tensors, {})[1]
-        return self._said(states, tensors) if self.says_tokens else self._classified(states, tensors)
+        return self._spoken(states[tensors["said"]]) if self.says_tokens else self._classified(states, tensors)
 
-    def _said(self, states: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        with backbone.answering(self.model.backbone, states[tensors["said"]].unsqueeze(0).to(self.dtype)):
-            return self.model.backbone(input_ids=tensors["input_ids"]).logits[0].float()
+    def _spoken(self, states: Tensor) -> Tensor:
+        """The output layer's scores of the vocabulary [M, V] for states [M, d]."""
+        with backbone.answering(self.model.backbone, states.unsqueeze(0).to(self.dtype)):
+            nothing = torch.zeros(1, 1, dtype=torch.int64, device=states.device)  # tokens that nobody reads
+            return self.model.backbone(input_ids=nothing).logits[0].float()
 
     def _classified(self, states: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         assert self.model.head is not None
@@ -618,6 +646,7 @@ class KLstSurface(LstSurface):
         connection_dropout: float = 0.0,
         truncation: str = "right",
         padding: str = "right",
+        max_new_tokens: int = MAX_NEW_TOKENS,
         seed: int = 0,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
@@ -648,5 +677,6 @@ class KLstSurface(LstSurface):
             truncation=truncation,
             padding=padding,
             seed=seed,
+            max_new_tokens=max_new_tokens,
         )
         return cls._create(model, labels, prompt, shape, options, device, dtype)

@@ -9,6 +9,7 @@ import torch
 
 from gradientless.errors import UserError
 from gradientless.search.evaluators.inject import Inject
+from gradientless.search.evaluators.injection import SMALL
 from gradientless.search.evaluators.session import Session
 from gradientless.search.evaluators.snapshot import Snapshot
 from gradientless.search.evaluators.walk import Walk, check_walkable
@@ -16,8 +17,6 @@ from gradientless.search.points import Point
 from gradientless.search.space import Space
 
 EVALUATORS: dict[str, type[Any]] = {"inject": Inject, "snapshot": Snapshot, "session": Session, "walk": Walk}
-
-SMALL = 1 << 22  # entries up to which "auto" copies what it moves
 
 
 class Evaluator(Protocol):

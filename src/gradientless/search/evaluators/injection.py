@@ -7,6 +7,7 @@ A module that holds a tuned tensor computes, for the rows of point p,
     Conv1D (W [in,out]) y = x W + c_p (x U) Vᵀ + δb_p
     convolution         y = conv(x, W) + c_p U conv(x, V) + δb_p
     normalisation, or any module without children whose tuned tensors are vectors: itself, with w + δw_p in their place
+    any other module, whose tuned tensors are small: W + c_p U Vᵀ and w + δw_p in their place, one point at a time
 
 A batch holds the points' copies of the same rows one after the other: rows [p·B, (p+1)·B) belong to point p. Points
 that follow each other along the same directions (the usual ±eps) share their products: one thin matmul in, one out.
@@ -33,6 +34,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError
 
 HALF = (torch.float16, torch.bfloat16)
+SMALL = 1 << 22  # entries up to which a tensor is copied rather than moved
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_ARGUMENTS = ("input_ids", "inputs_embeds", "input_features", "pixel_values")  # before other arguments
 DATA = (torch.tensor, torch.as_tensor, torch.from_numpy)  # what they make may be the batch
@@ -78,34 +80,39 @@ class Injection:
         self.model, self.tensors = model, dict(tensors)
         self._name_of = {id(tensor): name for name, tensor in self.tensors.items()}
         self._sites: list[_Site] = []
-        strangers: dict[str, str] = {}
+        strangers: list[tuple[nn.Module, dict[str, str]]] = []
         placed: set[str] = set()
         for module in model.modules():
             held = {key: self._name_of[id(p)] for key, p in module._parameters.items() if id(p) in self._name_of}
-            if not held:
-                continue
-            kind = _kind(module, held)
-            if kind is None:
-                strangers.update(dict.fromkeys(held.values(), type(module).__name__))
-            else:
+            kind = _kind(module, held) if held else None
+            if kind is not None:
                 self._sites.append(kind(self, module, held))
                 placed.update(held.values())
-        for name in self.tensors:
-            if name in placed:
-                continue
-            if name in strangers:
+            elif held:
+                strangers.append((module, held))
+        for module, held in strangers:
+            # A tensor that is tied to a layer's is left to that layer: a model's bias beside its output layer.
+            alone = {key: name for key, name in held.items() if name not in placed}
+            if alone and not _replaceable(module, alone):
                 raise UserError(
-                    f"inject: tensor '{name}' must belong to a linear layer, embedding, convolution or normalisation, "
-                    f"got {strangers[name]}; {INSTEAD}"
+                    f"inject: tensor '{min(alone.values())}' must belong to a linear layer, embedding, convolution or "
+                    f"normalisation, or be small and not of half precision, got {type(module).__name__}; {INSTEAD}"
                 )
-            raise UserError(
-                f"inject: tensor '{name}' must be a parameter of the model's modules, got another; {INSTEAD}"
-            )
+            if alone:
+                self._sites.append(_Replaced(self, module, alone))
+        known = {name for site in self._sites for name in site.held.values()}
+        for name in self.tensors:
+            if name not in known:
+                raise UserError(
+                    f"inject: tensor '{name}' must be a parameter of the model's modules, got another; {INSTEAD}"
+                )
         self._attention = any(
             isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in model.modules()
         )
         self._watched = False
-        self.one_by_one = False  # set by the evaluator once a module could not tell points apart
+        # Whether points are to be evaluated alone; also set by the evaluator, once a module could not tell them apart.
+        self._replaced = [site for site in self._sites if isinstance(site, _Replaced)]
+        self.one_by_one = bool(self._replaced)
         self.points = 0  # P while inside `at`
         self.rows: int | None = None  # P·B of the forward pass that is running, once known
         self.inside: _Site | None = None
@@ -224,6 +231,11 @@ class Injection:
             f"{INSTEAD}"
         )
 
+    def notice(self, x: Tensor) -> None:
+        """x is used: if it stands in the place of a tensor, this is the pass to watch."""
+        for site in self._replaced:
+            site.called = site.called or site.placed(x)
+
     def tuned(self, x: object) -> bool:
         return id(x) in self._name_of
 
@@ -244,27 +256,35 @@ class _Site:
         self._entered = False
 
     def enter(self, runs: Mapping[str, list[list[Delta]]]) -> None:
-        """Put `self.forward` before the module's own, until `leave`."""
+        """Let the module compute with the changes, until `leave`."""
         for key, name in self.held.items():
             if self.module._parameters[key] is not self.owner.tensors[name]:
                 raise UserError(f"inject: the model must keep its parameters, got another in place of '{name}'")
         self.changes = {key: runs[name] for key, name in self.held.items() if name in runs}
         self.prepare()
-        self._before = self.module.__dict__.get("forward")
-        self.original: Callable[..., Any] = self.module.forward
-        self.module.__dict__["forward"] = self.call
+        self.put()
         self._entered = True
 
     def leave(self) -> None:
         if not self._entered:
             return
+        self.take()
+        self._entered = False
+        self.changes = {}
+        self.release()
+
+    def put(self) -> None:
+        """Put `self.forward` before the module's own."""
+        self._before = self.module.__dict__.get("forward")
+        self.original: Callable[..., Any] = self.module.forward
+        self.module.__dict__["forward"] = self.call
+
+    def take(self) -> None:
+        """Take away what `put` put."""
         if self._before is None:
             del self.module.__dict__["forward"]
         else:
             self.module.__dict__["forward"] = self._before
-        self._entered = False
-        self.changes = {}
-        self.release()
         del self.original, self._before
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -307,7 +327,7 @@ class _Matrix(_Site):
             if key != before:
                 pairs = [(change.values, change.right) for change in mine if change.right is not None]
                 self.runs.append(Run(p, p, pairs, [], []))
-            bias = _vector(self.module.get_parameter("bias"), dense) if dense else None
+            bias = _sum(self.module.get_parameter("bias"), dense) if dense else None
             last = self.runs[-1]
             self.runs[-1] = last._replace(
                 last=p + 1,
@@ -525,7 +545,7 @@ class _Vectors(_Site):
             values = {key: value.detach().float() if value.dtype in HALF else value for key, value in own.items()}
             for key, changes in self.changes.items():
                 if changes[p]:
-                    values[key] = values[key] + _vector(own[key], changes[p]).to(values[key].device)
+                    values[key] = values[key] + _sum(own[key], changes[p]).to(values[key].device)
             self.values.append(values)
         self.dtypes: dict[torch.dtype, torch.dtype] = {}
 
@@ -585,6 +605,32 @@ class _Vectors(_Site):
             self.module._buffers.update(statistics)
 
 
+class _Replaced(_Site):
+    """Any other module: the changed tensors stand in the place of its own. What is done with them, and by whom, is not
+    known, so they are one point's."""
+
+    def prepare(self) -> None:
+        if self.owner.points > 1:
+            raise self.owner._unbatchable(self, type(self.module).__name__)
+        # Parameters, as the module may be asked for them as such.
+        self.values = {key: nn.Parameter(self._value(key), requires_grad=False) for key in self.held}
+
+    def _value(self, key: str) -> Tensor:
+        own = self.module.get_parameter(key)
+        return own + _sum(own, self.changes[key][0]) if key in self.changes else own.detach()
+
+    def put(self) -> None:
+        self._own = {key: self.module._parameters[key] for key in self.held}
+        self.module._parameters.update(self.values)
+
+    def take(self) -> None:
+        self.module._parameters.update(self._own)
+        del self._own, self.values
+
+    def placed(self, x: Tensor) -> bool:
+        return any(value is x for value in self.values.values())
+
+
 def _kind(module: nn.Module, held: Mapping[str, str]) -> type[_Site] | None:
     """How a module that holds tuned tensors takes changes; None: not at all."""
     if set(held) <= {"weight", "bias"}:
@@ -600,11 +646,20 @@ def _kind(module: nn.Module, held: Mapping[str, str]) -> type[_Site] | None:
     return _Vectors if vectors and not any(True for _ in module.children()) else None
 
 
-def _vector(tensor: Tensor, changes: Sequence[Delta]) -> Tensor:
-    """The sum of changes of a vector, in at least single precision."""
+def _replaceable(module: nn.Module, held: Mapping[str, str]) -> bool:
+    """Whether a module of no kind can be run with other tensors in place of those that it holds."""
+    own = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
+    small = all(module._parameters[key].numel() <= SMALL for key in held)  # type: ignore[union-attr]
+    # An embedding of no kind changes its own weights.
+    return small and not any(x.dtype in HALF for x in own) and not isinstance(module, nn.Embedding)
+
+
+def _sum(tensor: Tensor, changes: Sequence[Delta]) -> Tensor:
+    """The sum of changes of a vector or a small tensor, in at least single precision."""
     total = torch.zeros_like(tensor, dtype=torch.float32 if tensor.dtype in HALF else tensor.dtype)
     for change in changes:
-        Delta(change.name, change.values.to(total.dtype), change.index, change.right, change.scale).add_to(total)
+        right = None if change.right is None else change.right.to(total.dtype)
+        Delta(change.name, change.values.to(total.dtype), change.index, right, change.scale).add_to(total)
     return total
 
 
@@ -653,6 +708,7 @@ class _Watch(TorchFunctionMode):
         for x in given:
             if self.owner.tuned(x) and (inside is None or not inside.holds(x)):
                 raise self.owner.used_outside(x, func)
+            self.owner.notice(x)
         constants = self.owner.constants
         if constants is None:
             return out
