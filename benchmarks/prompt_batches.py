@@ -8,8 +8,8 @@ turns, so that a machine whose speed drifts moves them together; medians of the 
 A step of 16 rows: 1. one padded batch and all logits, as the library computes them; 2. one padded batch, the full
 vocabulary at the label's position; 3. the label words' logits alone; 4. the same in pieces of four rows sorted by
 length, as a training step takes them on a CPU. Evaluation of 128 rows: 5. in order, 16 rows at a time, label words
-alone; 6. sorted by length, 64 at a time, as `gradientless eval` does. 7. Encoding these 128 rows, once a run and not
-once a step.
+alone; 6. sorted by length, as many as 1,024 tokens hold, as `gradientless eval` does. 7. Encoding these 128 rows, once
+a run and not once a step.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         "step: one batch, label words alone": lambda: scores(step),
         f"step: pieces of {FEW} by length, label words alone": lambda: together(by_length, FEW),
         "evaluation: 16 at a time, in order": lambda: together(np.arange(128), 16),
-        "evaluation: 64 at a time, by length": lambda: logits_of(surface, encoded),
+        "evaluation: 1,024 tokens at a time, by length": lambda: logits_of(surface, encoded),
         "encoding the rows of the evaluation": lambda: surface.encode(examples),
     }
     seen: dict[str, list[float]] = {name: [] for name in ways}

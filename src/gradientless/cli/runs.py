@@ -25,7 +25,10 @@ from gradientless.errors import UserError, unknown
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a saved model's folder.", show_default=False)
 ]
-BatchSize = Annotated[int, typer.Option(help="Texts at a time.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Texts at a time; without it as many as 1,024 tokens hold (on an accelerator 65,536)."),
+]
 
 
 @app.command("eval")
@@ -38,7 +41,7 @@ def evaluate(
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     validation: Validation = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -90,7 +93,7 @@ def predict(
     text_pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
     form: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
     out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Label and probability of texts; or the choice or answer for rows of a table, by the columns of the run's task.

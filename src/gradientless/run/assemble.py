@@ -267,7 +267,7 @@ class Rows:
     def logits(self) -> Tensor:
         """Logits of every row at the weights as they stand: [N, C] on the CPU."""
         if self.features is None:
-            return logits_of(self.surface, self.encoded, self._config.micro_batch_size or 64)
+            return logits_of(self.surface, self.encoded, self._config.micro_batch_size)
         found = []
         for start in range(0, len(self.encoded), 4096):
             piece = np.arange(start, min(start + 4096, len(self.encoded)))

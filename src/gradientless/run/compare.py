@@ -347,7 +347,7 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
         raise
     metrics = summary["metrics"]
     if splits.test:
-        size = config.micro_batch_size or 64
+        size = config.micro_batch_size
         found = evaluate_folder(folder.path, splits, "test", batch_size=size, device=config.device)
         metrics = {key: found[key] for key in metrics if key in found}
     return {"metrics": metrics, **{key: summary[key] for key in ("forward_passes", "seconds", "peak_memory_mib")}}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
 from gradientless.language.tasks import Example, Splits, find_task
 from gradientless.run.losses import chosen
+from gradientless.run.memory import is_out_of_memory
 from gradientless.run.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -95,45 +96,71 @@ def pick_device(device: str) -> str:
 
 
 @torch.no_grad()
-def logits_of(surface: Surface, encoded: EncodedRows, batch_size: int = 64) -> Tensor:
-    """Logits of every row of `encoded`, in its order: float32 [N, C] on the CPU."""
-    parts, order = [], np.argsort(encoded.lengths, kind="stable")  # rows of one length share a batch: little padding
-    for rows in _batches(encoded, order, batch_size):
-        parts.append(surface.logits(surface.prepare(encoded.batch(rows))).float().cpu())
-    logits = torch.cat(parts)
-    answer = torch.empty_like(logits)
-    answer[torch.from_numpy(order)] = logits
+def logits_of(surface: Surface, encoded: EncodedRows, batch_size: int | None = None) -> Tensor:
+    """Logits of every row of `encoded`, in its order: float32 [N, C] on the CPU. batch_size: see `in_batches`."""
+    found = []
+
+    def read(rows: np.ndarray) -> Tensor:
+        return surface.logits(surface.prepare(encoded.batch(rows))).float().cpu()
+
+    for rows, logits in in_batches(encoded, batch_size, surface.device.type, read):
+        found.append((torch.from_numpy(rows), logits))
+    answer = torch.empty(len(encoded), *found[0][1].shape[1:])
+    for at, logits in found:
+        answer[at] = logits
     return answer
 
 
-def _batches(encoded: EncodedRows, order: np.ndarray, size: int) -> list[np.ndarray]:
-    """`order` in batches of at most `size` rows of tokens: a row of data is several where it has choices."""
-    ends = np.cumsum(getattr(encoded, "lines", np.ones(len(encoded), dtype=np.int64))[order])
-    found, start = [], 0
-    while start < len(order):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + size, side="right")))
-        found.append(order[start:stop])
-        start = stop
-    return found
-
-
 @torch.no_grad()
-def texts_of(surface: Surface, encoded: EncodedAnswers, batch_size: int = 64) -> list[str]:
-    """What the surface's model writes about every row of `encoded`, in its order."""
-    order = np.argsort(encoded.lengths, kind="stable")
+def texts_of(surface: Surface, encoded: EncodedAnswers, batch_size: int | None = None) -> list[str]:
+    """What the surface's model writes about every row of `encoded`, in its order. batch_size: see `in_batches`."""
     found = [""] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for row, text in zip(rows, surface.texts(surface.prepare(encoded.batch(rows))), strict=True):
+
+    def read(rows: np.ndarray) -> list[str]:
+        return surface.texts(surface.prepare(encoded.batch(rows)))
+
+    for rows, texts in in_batches(encoded, batch_size, surface.device.type, read):
+        for row, text in zip(rows, texts, strict=True):
             found[row] = text
     return found
+
+
+T = TypeVar("T")
+TOKENS = {"cpu": 1 << 10}  # of a batch that is only read; more only pad more, where a processor computes
+MORE_TOKENS = 1 << 16  # of one on an accelerator, which may not hold them
+
+
+def in_batches(
+    encoded: EncodedRows, batch_size: int | None, device: str, read: Callable[[np.ndarray], T], count: int | None = None
+) -> Iterator[tuple[np.ndarray, T]]:
+    """What `read` makes of the first `count` (all) rows of `encoded`, and which rows those are, batch by batch.
+
+    Rows of one length share a batch, so that there is little padding. batch_size: how many rows of tokens are read at a
+    time (a row of data is several where it has choices); None is as many as `TOKENS` hold with their padding. A batch
+    that the memory of `device` does not hold is read in halves, and so are those after it.
+    """
+    lines = getattr(encoded, "lines", np.ones(len(encoded), dtype=np.int64))
+    order = np.argsort(encoded.lengths[:count], kind="stable")
+    room = TOKENS.get(device, MORE_TOKENS) if batch_size is None else batch_size
+    while len(order):
+        taken = np.cumsum(lines[order]) * (encoded.lengths[order] if batch_size is None else 1)
+        size = max(1, int(np.searchsorted(taken, room, side="right")))
+        try:
+            made = read(order[:size])
+        except (MemoryError, RuntimeError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # its frames hold what did not fit
+            room = int(taken[size - 1]) // 2
+            continue
+        yield order[:size], made
+        order = order[size:]
 
 
 class TextRows:
     """Rows with choices or answers of their own, encoded once to be scored."""
 
-    def __init__(self, surface: Surface, examples: Sequence[Example], kind: str, batch_size: int = 64) -> None:
+    def __init__(self, surface: Surface, examples: Sequence[Example], kind: str, batch_size: int | None = None) -> None:
         self.surface, self.examples, self.kind, self._size = surface, examples, kind, batch_size
         self._scored: Any = surface.encode(examples) if kind == "choice" else surface.encode_answers(examples)
         self._asked = None if kind == "choice" else surface.encode_questions(examples)
@@ -165,13 +192,15 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def score_tokens(surface: Surface, encoded: EncodedTexts, batch_size: int = 64) -> dict[str, float]:
+def score_tokens(surface: Surface, encoded: EncodedTexts, batch_size: int | None = None) -> dict[str, float]:
     """As `score`, over the tokens that are to be said of each text once."""
     total, said, wanted = 0.0, [], []
-    order = np.argsort(encoded.lengths[: encoded.texts], kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        logits, tokens = surface.logits(surface.prepare(encoded.batch(rows))).float().cpu(), encoded.expected(rows)
+
+    def read(rows: np.ndarray) -> Tensor:
+        return surface.logits(surface.prepare(encoded.batch(rows))).float().cpu()
+
+    for rows, logits in in_batches(encoded, batch_size, surface.device.type, read, encoded.texts):
+        tokens = encoded.expected(rows)
         total += float(torch.nn.functional.cross_entropy(logits.double(), tokens, reduction="sum"))
         said.append(logits.argmax(dim=1))
         wanted.append(tokens)
@@ -185,7 +214,7 @@ def evaluate_folder(
     splits: Splits,
     split: str = "validation",
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """loss, accuracy, f1 and rows of the saved model on one split of `splits`. Raises UserError.
@@ -194,7 +223,7 @@ def evaluate_folder(
     """
     if split not in SPLITS:
         raise UserError(f"split: must be one of {', '.join(SPLITS)}, got '{split}'")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
     examples = getattr(splits, split)
     if not examples:

@@ -26,7 +26,7 @@ def predict_texts(
     run_or_model: str | Path,
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> tuple[list[str], np.ndarray]:
     """(label names [N], probabilities float32 [N, C]) of `texts`, and of their second texts `pairs`, in their order."""
@@ -55,7 +55,7 @@ def answers_rows(run_or_model: str | Path) -> bool:
 
 
 def predict_rows(
-    run_or_model: str | Path, rows: Sequence[Example], batch_size: int = 64, device: str = "auto"
+    run_or_model: str | Path, rows: Sequence[Example], batch_size: int | None = None, device: str = "auto"
 ) -> tuple[list[str], np.ndarray | None]:
     """What the saved model chooses or writes for each of `rows` [N]; and the probability of the choice, float32 [N], of
     all that the row has (None where texts are written). Raises UserError."""
@@ -64,7 +64,7 @@ def predict_rows(
     from gradientless.run.evaluation import load_surface, logits_of, require_classes, texts_of
     from gradientless.run.losses import chosen
 
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
     surface = load_surface(run_or_model, device)
     require_classes(surface)
@@ -107,8 +107,8 @@ def render_answers(
     return _lines(kind, names, values)
 
 
-def _check(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int) -> None:
-    if batch_size < 1:
+def _check(texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
     if pairs is not None and len(pairs) != len(texts):
         raise UserError(f"pairs: must be as many as texts ({len(texts)}), got {len(pairs)}")

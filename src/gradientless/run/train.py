@@ -109,8 +109,7 @@ class Run:
         if self.kind == "classification":
             self.validation_rows = Rows(self.surface, splits.validation, config, "features: validation")
         else:
-            size = config.micro_batch_size or 64
-            self.validation_rows = TextRows(self.surface, splits.validation, self.kind, size)
+            self.validation_rows = TextRows(self.surface, splits.validation, self.kind, config.micro_batch_size)
         parts = [] if before is None else before.give(self.surface)
         line = None if "side" in parts else self.surface.begin(self.train_rows.encoded)
         if before is not None:
@@ -191,7 +190,7 @@ class Run:
             texts, loss = rows.read()
             found = score_texts(texts, self.validation, self.kind, loss)
         elif isinstance(rows.encoded, EncodedTexts):
-            found = score_tokens(self.surface, rows.encoded, self.config.micro_batch_size or 64)
+            found = score_tokens(self.surface, rows.encoded, self.config.micro_batch_size)
         else:
             logits = rows.logits()
             texts, found = chosen(logits, self.validation, self.labels), score(logits, rows.labels.cpu())

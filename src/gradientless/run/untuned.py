@@ -166,7 +166,7 @@ def _surface(config: RunConfig, labels: tuple[str, ...]) -> Surface:
 
 
 def _scores(surface: Surface, rows: list[Example], config: RunConfig) -> Tensor:
-    return logits_of(surface, surface.encode(rows), config.micro_batch_size or 64)
+    return logits_of(surface, surface.encode(rows), config.micro_batch_size)
 
 
 class _Cost:
@@ -178,7 +178,7 @@ class _Cost:
 
     def of(self, splits: Splits, config: RunConfig, passes: int = 0, logits: Tensor | None = None) -> Found:
         """What the surface says of the held-out rows. logits: when they are computed already."""
-        rows, size = held_out(splits), config.micro_batch_size or 64
+        rows, size = held_out(splits), config.micro_batch_size
         if splits.kind == "generation":
             texts, loss = TextRows(self._surface, rows, splits.kind, size).read()
             metrics = score_texts(texts, rows, splits.kind, loss)
