@@ -399,11 +399,12 @@ class TestCommand:
         for command in commands:
             words = shlex.split(command.replace("\\\n", " "))
             assert words[:2] == ["gradientless", "compare"] and self.run(*words[2:]) == 7
-        (first, configs, _), (second, others, _), (_, masked, _), (_, causal, _) = asked
+        (first, configs, _), (second, others, _), (_, starters, _), (_, masked, _), (_, causal, _) = asked
         assert [method.label for method in first][-2:] == ["mezo", "adamw"] and first[2].options == {"k": 4}
         assert configs["mezo"][2].seed == 42 and configs["mezo"][0].optimizer.arguments == {"lr": 1e-6}
         assert [method.label for method in second] == ["linear-probe", "head", "gld", "from-probe"]
         assert others["head"][0].surface.name == "head" and others["from-probe"][0].surface.start == "probe"
+        assert starters["mezo"][0].forward_passes == 302 and starters["minilm-head"][0].model == "starter:minilm"
         assert masked["mezo"][4].seed == 100 and masked["adamw"][0].batch_size == 8
         assert causal["mezo"][0].optimizer.arguments == {"rank": 1, "lr": 1e-7} and causal["icl"][0].dtype == "float16"
 
