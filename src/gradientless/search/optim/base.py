@@ -385,17 +385,22 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def choose_evaluator(self, closure: Any) -> None:
         """Settle how a closure like this is measured, and refuse what the log could not repeat.
 
-        A step does it by itself; call it before `record` where the closure decides about the evaluator."""
+        A step does it by itself, and an empty log is begun again where the closure decided otherwise than its header
+        says."""
         walking = resolve(self.evaluator, self.space, closure, self.model) == "walk"
         if self.trajectory is not None:
             header = self.trajectory.header
-            if walking != (header.get("evaluator") == "walk"):
+            differs = walking != (header.get("evaluator") == "walk")
+            if differs and self.evaluator == "auto" and not len(self.trajectory):
+                header = {key: value for key, value in header.items() if key not in ("evaluator", "fused")}
+                self.trajectory.restate({**header, **self._walk_header(walking)})
+            elif differs:
                 logged = header.get("evaluator", "one that leaves no trace")
                 raise UserError(
                     f"{self.name}: evaluator must be what the log's header says, {logged}, got "
                     f"{resolve(self.evaluator, self.space, closure, self.model)}; name it when the optimizer is made"
                 )
-            if walking and self.fused and not header.get("fused"):
+            if walking and self.fused and not self.trajectory.header.get("fused"):
                 raise UserError(f"{self.name}: fused must be set before record, got a log that says otherwise")
             if self._torn:
                 raise UserError(
@@ -695,7 +700,6 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """What a log of this optimizer says in its first lines: the settings that its bits depend on; under walking
         that, and whether steps are fused. An option in which groups differ, and the tensors' names, shapes and dtypes,
         are told by a check sum."""
-        walk = {"evaluator": "walk", "fused": self.fused} if self.walking else {}
         mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
         groups = {key: [group.get(key) for group in self.param_groups] for key in self.defaults}
         for key, each in groups.items():
@@ -704,7 +708,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
         told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
         tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
         noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
-        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **walk}
+        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **self._walk_header(self.walking)}
+
+    def _walk_header(self, walking: bool) -> dict[str, Any]:
+        return {"evaluator": "walk", "fused": self.fused} if walking else {}
 
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
