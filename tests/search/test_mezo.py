@@ -479,7 +479,7 @@ def test_ten_steps_in_a_row_without_a_number_end_the_run(tmp_path):
     assert math.isnan(optimizer.step(closure))
 
 
-@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, "7.8e-03"), (torch.float16, "9.8e-04")])
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, "7.9e-03"), (torch.float16, "9.8e-04")])
 def test_an_eps_that_the_weights_cannot_hold_is_refused(dtype, least):
     params = {"w": nn.Parameter(torch.ones(10, 10, dtype=dtype))}
     kind = str(dtype).removeprefix("torch.")
@@ -488,7 +488,7 @@ def test_an_eps_that_the_weights_cannot_hold_is_refused(dtype, least):
     )
     with pytest.raises(UserError, match=message):
         MeZO(params.items(), eps=1e-4)
-    MeZO(params.items(), eps=float(least) * 1.01)
+    MeZO(params.items(), eps=float(least))  # what the message names is enough
     MeZO([("w", nn.Parameter(torch.ones(10, 10)))], eps=1e-4)
     MeZO([("w", nn.Parameter(torch.zeros(10, 10, dtype=dtype)))], eps=1e-4)
 

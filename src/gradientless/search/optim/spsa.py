@@ -27,6 +27,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
+from decimal import ROUND_CEILING, Context
 from typing import Any, NamedTuple
 
 import torch
@@ -215,8 +216,9 @@ class SPSA(ForwardOptimizer):
             size = math.sqrt(squares / max(1, sum(t.numel() for t in tensors)))
             least = torch.finfo(dtype).eps * size
             if group["eps"] < least:
+                enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
                 raise UserError(
-                    f"{self.name}: eps must be >= {least:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
+                    f"{self.name}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
                     f"{size:.2g} (root mean square), got {group['eps']:g}; a smaller probe is rounded away"
                 )
 
