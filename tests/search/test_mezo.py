@@ -28,7 +28,7 @@ from test_optimizers import (
 from torch import nn
 
 import cases
-from gradientless import MeZO, MeZOAdam, MeZOMomentum, lr_scheduler, no_decay_names
+from gradientless import MeZO, MeZOAdam, MeZOConservative, MeZOMomentum, lr_scheduler, no_decay_names
 from gradientless.errors import UserError
 from gradientless.search.optim import OPTIMIZERS
 from gradientless.search.optim.spsa import layer_of
@@ -415,6 +415,37 @@ def test_weight_decay_leaves_biases_and_normalisations_alone():
     now = values(dict(model.named_parameters()))
     optimizer.step(lambda: 1.0)
     assert same(values(dict(model.named_parameters())), now)
+
+
+# The better of the points --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("more", [{}, {"entries": 900}, {"rank": 2}], ids=str)
+def test_a_conservative_step_below_the_resolution_is_not_lost(more, dtype, tmp_path):
+    """Rounded stochastically it is measured, and the point that was measured is taken, to the bit."""
+    slope = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    tensor, seen = nn.Parameter(torch.ones(32, 32, dtype=dtype)), []
+    options = {"lr": 1e-6, "eps": 1e-2, "noise": "rademacher", "check": False, **more}
+
+    def closure():
+        seen.append(tensor.detach().clone())
+        return float((seen[-1].float() * slope).sum())
+
+    optimizer = MeZOConservative([("w", tensor)], **options)
+    optimizer.record(tmp_path / "log")
+    moves = 0
+    for _ in range(60):
+        before = tensor.detach().clone()
+        optimizer.step(closure)
+        candidates, seen = seen[2:], []
+        assert len(candidates) == 3 and torch.equal(candidates[0], before)
+        assert torch.equal(tensor, min(candidates, key=lambda w: float((w.float() * slope).sum())))
+        moves += not torch.equal(tensor, before)
+    assert moves > 10 and float(((tensor.detach().float() - 1) * slope).sum()) < 0
+    again = nn.Parameter(torch.ones(32, 32, dtype=dtype))
+    MeZOConservative([("w", again)], **options).replay(tmp_path / "log")
+    assert torch.equal(again, tensor)
 
 
 # Use -----------------------------------------------------------------------------------------------------------------

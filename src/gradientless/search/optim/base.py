@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError, unknown
-from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, check_walkable, evaluator, resolve
+from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
@@ -541,12 +541,15 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """‖θ‖₂ over all entries of a block's tensors."""
         return math.sqrt(sum(self.space.squared_norms(name, [[]])[0] for name in self.space.block(block).tensors))
 
-    def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
-        """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
+    def _losses(self, points: Sequence[Point], where: Evaluator | None, taken: bool = False) -> list[float]:
+        """The losses at `points`, each measured once a step. where None: a replay, which only counts them. taken: see
+        `Rank`."""
         places = [self._known.setdefault(by_block(terms), []) for terms in points]  # one look-up each: long keys
         new = {id(place): (place, terms) for place, terms in zip(places, points, strict=True) if not place}
         self.forward_passes += len(new)
         found: Sequence[float] = [math.nan] * len(new)
+        if isinstance(where, Snapshot):
+            where.step = self.t if taken else None
         if where is not None and new:
             found = where.losses([terms for _, terms in new.values()], common_prefix(points))
         elif new and self.walking:
@@ -568,7 +571,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             return norms
         self._ranked = True
         flat = [terms for group in request.groups for terms in group]
-        raw = self._losses(flat, where)
+        raw = self._losses(flat, where, request.taken)
         order, best, gains, lowest = [], [], [], math.inf
         start = 0
         for group, block in zip(request.groups, request.blocks, strict=True):
