@@ -233,6 +233,16 @@ def test_the_named_method_takes_rate_decay_and_seed_from_the_arguments(tmp_path)
     assert set(group["names"]) == set(weights(trainer.model))
 
 
+def test_weight_decay_leaves_normalisations_of_any_shape_alone(tmp_path):
+    model = make_model()
+    norm = model.bert.embeddings.LayerNorm
+    norm.weight = torch.nn.Parameter(norm.weight.detach().unsqueeze(0))  # of two dimensions, as some models have it
+    trainer = make_trainer(tmp_path, "mezo", {"lr": 1e-2}, model, weight_decay=0.2)
+    decayed = trainer.create_optimizer().decay()
+    kinds = {type(module) for name, module in model.named_modules() for key in decayed if key == f"{name}.weight"}
+    assert kinds == {torch.nn.Linear, torch.nn.Embedding}
+
+
 def adamw(model):
     return torch.optim.AdamW(model.parameters())
 

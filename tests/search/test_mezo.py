@@ -417,6 +417,40 @@ def test_weight_decay_leaves_biases_and_normalisations_alone():
     assert same(values(dict(model.named_parameters())), now)
 
 
+class WideRMSNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("kind", [MeZO, MeZOAdam])
+def test_weight_decay_leaves_normalisations_of_any_shape_alone_where_the_model_is_known(kind, tmp_path):
+    def make(given):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((2, 4)), WideRMSNorm(), nn.Linear(4, 2))
+        options = {"lr": 0.5, "weight_decay": 0.5, "check": False, "model": model if given else None}
+        return model, kind(model.named_parameters(), **options)
+
+    model, optimizer = make(True)
+    before = values(dict(model.named_parameters()))
+    log = optimizer.record(tmp_path / "log")
+    assert log.header["undecayed"] == ["1.bias", "1.weight", "2.weight"]
+    for _ in range(2):
+        optimizer.step(lambda: 1.0)  # the estimate is 0
+    after = values(dict(model.named_parameters()))
+    assert {name for name in before if not torch.equal(after[name], before[name])} == {"0.weight", "3.weight"}
+    for given in (False, True):  # the log tells, not the model
+        again, replayer = make(given)
+        replayer.replay(tmp_path / "log")
+        assert same(values(dict(again.named_parameters())), after)
+    _, unaware = make(False)
+    old = unaware.record(tmp_path / "old")
+    unaware.step(lambda: 1.0)
+    again, replayer = make(True)
+    replayer.replay(tmp_path / "old")  # of a run that did not know the model
+    assert "undecayed" not in old.header and not torch.equal(again[1].weight, torch.ones(2, 4))
+
+
 # The better of the points --------------------------------------------------------------------------------------------
 
 
