@@ -126,6 +126,8 @@ class ForwardTrainer(transformers.Trainer):
             assert kind is not None and model is not None
             takes = inspect.signature(kind).parameters
             options = {"seed": self.args.seed, **self.optimizer_options}
+            if "model" in takes:
+                options.setdefault("model", model)
             if "lr" in takes:
                 options.setdefault("lr", self.args.learning_rate)
             if self.args.weight_decay:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError, unknown
-from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, check_walkable, evaluator, resolve
+from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
@@ -385,17 +385,22 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def choose_evaluator(self, closure: Any) -> None:
         """Settle how a closure like this is measured, and refuse what the log could not repeat.
 
-        A step does it by itself; call it before `record` where the closure decides about the evaluator."""
+        A step does it by itself, and an empty log is begun again where the closure decided otherwise than its header
+        says."""
         walking = resolve(self.evaluator, self.space, closure, self.model) == "walk"
         if self.trajectory is not None:
             header = self.trajectory.header
-            if walking != (header.get("evaluator") == "walk"):
+            differs = walking != (header.get("evaluator") == "walk")
+            if differs and self.evaluator == "auto" and not len(self.trajectory):
+                header = {key: value for key, value in header.items() if key not in ("evaluator", "fused")}
+                self.trajectory.restate({**header, **self._walk_header(walking)})
+            elif differs:
                 logged = header.get("evaluator", "one that leaves no trace")
                 raise UserError(
                     f"{self.name}: evaluator must be what the log's header says, {logged}, got "
                     f"{resolve(self.evaluator, self.space, closure, self.model)}; name it when the optimizer is made"
                 )
-            if walking and self.fused and not header.get("fused"):
+            if walking and self.fused and not self.trajectory.header.get("fused"):
                 raise UserError(f"{self.name}: fused must be set before record, got a log that says otherwise")
             if self._torn:
                 raise UserError(
@@ -536,12 +541,15 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """‖θ‖₂ over all entries of a block's tensors."""
         return math.sqrt(sum(self.space.squared_norms(name, [[]])[0] for name in self.space.block(block).tensors))
 
-    def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
-        """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
+    def _losses(self, points: Sequence[Point], where: Evaluator | None, taken: bool = False) -> list[float]:
+        """The losses at `points`, each measured once a step. where None: a replay, which only counts them. taken: see
+        `Rank`."""
         places = [self._known.setdefault(by_block(terms), []) for terms in points]  # one look-up each: long keys
         new = {id(place): (place, terms) for place, terms in zip(places, points, strict=True) if not place}
         self.forward_passes += len(new)
         found: Sequence[float] = [math.nan] * len(new)
+        if isinstance(where, Snapshot):
+            where.step = self.t if taken else None
         if where is not None and new:
             found = where.losses([terms for _, terms in new.values()], common_prefix(points))
         elif new and self.walking:
@@ -563,7 +571,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             return norms
         self._ranked = True
         flat = [terms for group in request.groups for terms in group]
-        raw = self._losses(flat, where)
+        raw = self._losses(flat, where, request.taken)
         order, best, gains, lowest = [], [], [], math.inf
         start = 0
         for group, block in zip(request.groups, request.blocks, strict=True):
@@ -695,7 +703,6 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """What a log of this optimizer says in its first lines: the settings that its bits depend on; under walking
         that, and whether steps are fused. An option in which groups differ, and the tensors' names, shapes and dtypes,
         are told by a check sum."""
-        walk = {"evaluator": "walk", "fused": self.fused} if self.walking else {}
         mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
         groups = {key: [group.get(key) for group in self.param_groups] for key in self.defaults}
         for key, each in groups.items():
@@ -704,7 +711,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
         told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
         tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
         noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
-        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **walk}
+        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **self._walk_header(self.walking)}
+
+    def _walk_header(self, walking: bool) -> dict[str, Any]:
+        return {"evaluator": "walk", "fused": self.fused} if walking else {}
 
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
