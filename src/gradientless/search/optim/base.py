@@ -23,6 +23,7 @@ from gradientless.delta import Delta
 from gradientless.errors import UserError, unknown
 from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
+from gradientless.search.fingerprint import fingerprint
 from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
 from gradientless.search.space import Block, Space
@@ -367,7 +368,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
             )
 
     def follow(self, header: Mapping[str, Any]) -> None:
-        """Replay as the log with this header was written, walking or not, fused or not; refuse other settings."""
+        """Replay as the log with this header was written, walking or not, fused or not; refuse other settings, and at
+        its first step other weights."""
         own = json.loads(json.dumps(self.header()))
         for option in [key for key in own if key in header and key not in ("evaluator", "fused")]:
             if own[option] != header[option]:
@@ -380,6 +382,13 @@ class ForwardOptimizer(torch.optim.Optimizer):
             raise UserError(f"{self.name}: evaluator must be {wanted}, as the log says, got {self.evaluator}")
         if walked:
             check_walkable(self.space, self.name)
+        if "start" in header and self.t == header["first_step"]:  # early logs do not say
+            found = f"{fingerprint(self.space.tensors):08x}"
+            if found != header["start"]:
+                raise UserError(
+                    f"{self.name}: parameters must be those that the log starts from, with check sum "
+                    f"{header['start']}, got {found}; another base model?"
+                )
         self.walking, self.fused = walked, bool(header.get("fused"))
 
     def choose_evaluator(self, closure: Any) -> None:
@@ -684,11 +693,12 @@ class ForwardOptimizer(torch.optim.Optimizer):
     # Log and replay --------------------------------------------------------------------------------------------------
 
     def record(self, path: Any, header: Mapping[str, Any] | None = None) -> Trajectory:
-        """From now on, log every step to a new trajectory at `path`."""
+        """From now on, log every step to a new trajectory at `path`, whose header names the weights as they stand."""
         self._last_lr = None  # every log begins with the rates
         self.settle()
         self._told, self._left, self._torn, self._said, self._noted = frozenset(), False, False, False, None
-        self.trajectory = Trajectory(path, {**self.header(), **(header or {})})
+        begun = {"start": f"{fingerprint(self.space.tensors):08x}", "first_step": self.t}
+        self.trajectory = Trajectory(path, {**self.header(), **begun, **(header or {})})
         return self.trajectory
 
     def header(self) -> dict[str, Any]:
@@ -709,6 +719,12 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
         log = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        first = log.header.get("first_step", self.t)
+        if self.t != first:
+            raise UserError(
+                f"{self.name}: replay must begin at step {first}, as the log does, got an optimizer at step {self.t}; "
+                "load the state and the weights of that step"
+            )
         self.follow(log.header)
         for payload in log:
             self.replay_step(payload)
