@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 
 import gradientless
 from gradientless import GLD, STP, MeZO, UserError
-from gradientless.integrations.transformers import _Batch, fingerprint
+from gradientless.integrations.transformers import _Batch
+from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS
 from pages import ROOT
 
@@ -107,6 +108,9 @@ def test_a_resumed_run_ends_with_the_same_bits_and_replays(kind, tmp_path):
         again = OPTIMIZERS[method](model.named_parameters(), **options, seed=1)
         again.replay(tmp_path / folder / "trajectory.bin")
         assert equal(weights(model), weights(straight.model)), folder
+        other = OPTIMIZERS[method](make_model(seed=9, frozen=True).named_parameters(), **options, seed=1)
+        with pytest.raises(UserError, match="parameters must be those that the log starts from"):
+            other.replay(tmp_path / folder / "trajectory.bin")
 
 
 @pytest.mark.parametrize("ready", [False, True])
