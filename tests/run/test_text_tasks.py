@@ -236,6 +236,23 @@ def test_a_run_leaves_its_figures(ended, place, task, model, more, capsys):
     }
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_masked_models_learn_to_choose(place, tmp_path, kind):
+    """A choice behind a text of the row (ReCoRD's gap) in the row that stands for all where products are counted too,
+    with a tokenizer to which two of its words without a blank are another one."""
+    import families
+
+    families.save(kind, tmp_path / kind)
+    flags = {"task": "record", "data.path": str(place / "record"), "model": str(tmp_path / kind), "device": "cpu"}
+    own = settings(("data.max_length=24", "steps=1", "surface.readout=prompt", "optimizer.lr=1e-2"))
+    for optimizer in ("mezo", "adamw"):
+        config = RunConfig.load(None, own, {**flags, "optimizer.name": optimizer})
+        folder = RunFolder.create(tmp_path / optimizer, config.toml())
+        assert train(config, folder)["parameters"]["touched"] > 0 or optimizer == "mezo"
+        before, after = (line["loss"] for line in folder.read_metrics() if line["split"] == "validation")
+        assert before != after
+
+
 def test_the_best_evaluation_of_generation_has_the_highest_token_f1(place, tmp_path, monkeypatch):
     def told(run):
         return {"loss": 1.0, "accuracy": 1 - run.done.step / 9, "f1": run.done.step / 9}

@@ -148,7 +148,8 @@ class PromptEncoder:
 
     def blank(self) -> Example:
         """A row that says one word wherever a template has a text."""
-        fields = dict.fromkeys((*self.prompt.fields, *self.prompt.answer_fields), "a")
+        word = "a " if self._behind_text else "a"  # the choice behind it is to be a word, too: not "aa"
+        fields = dict.fromkeys((*self.prompt.fields, *self.prompt.answer_fields), word)
         return Example("a", 0, "a", fields, () if self.words is not None else ("a",), ("a",))
 
     def _with_answers(
