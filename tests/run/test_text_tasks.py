@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def nothing(texts, rows):
 
 def many(texts, rows):
     return [1.0] * (len(rows) + 1)
+
+def ragged(texts, rows):
+    return [[1.0], [1.0, 2.0]]
+
+def attached(texts, rows):
+    import torch
+    return [torch.ones((), requires_grad=True) for _ in rows]
+
+def broken(texts, rows):
+    return {}["word\\nof two lines"]
+
+def undefined(texts, rows):
+    return [0.5, float("nan")]
+
+def endless(texts, rows):
+    return float("inf")
 """
 INJECT = ("optimizer.evaluator=inject", "optimizer.rank=1", "optimizer.noise=rademacher")
 SNAPSHOT = ("optimizer.evaluator=snapshot", "optimizer.rank=1", "optimizer.noise=rademacher")
@@ -354,11 +371,32 @@ class TestRewards:
         [
             ("nothing", "must return a number, or one for each of the 2 rows, got NoneType"),
             ("many", r"must return a number, or one for each of the 2 rows, got list of shape \(3,\)"),
+            ("ragged", r"must return a number, or one for each of the 2 rows, got list \(ValueError: .*\)"),
+            ("attached", r"must return a number, or one for each of the 2 rows, got list \(RuntimeError: .*grad.*\)"),
+            ("broken", r"must return a number, got KeyError: 'word.*of two lines'"),
+            ("undefined", "must return finite numbers, got nan for row 2 of 2"),
+            ("endless", "must return finite numbers, got inf"),
         ],
     )
     def test_what_is_no_number_is_one_line(self, place, name, line):
-        with pytest.raises(UserError, match=line):
-            rewarded(f"{place / 'rewards.py'}:{name}")(["a", "b"], [Example("a", 0), Example("b", 0)])
+        reward = f"{place / 'rewards.py'}:{name}"
+        with pytest.raises(UserError) as caught:
+            rewarded(reward)(["a", "b"], [Example("a", 0), Example("b", 0)])
+        assert re.fullmatch(re.escape(f"reward: '{reward}' ") + line, str(caught.value))
+
+    def test_no_memory_left_in_a_reward_is_told_as_elsewhere(self, monkeypatch):
+        def full(texts, rows):
+            raise torch.OutOfMemoryError("none left")
+
+        monkeypatch.setattr("gradientless.run.losses.own", lambda *_: full)
+        with pytest.raises(torch.OutOfMemoryError):
+            rewarded("mine:full")(["a"], [Example("a", 0)])
+
+    def test_a_broken_reward_ends_the_program_with_one_line(self, place, tmp_path, capsys):
+        where = ["--data", str(place / "copa"), "--model", str(place / "llama"), "--out", str(tmp_path / "run")]
+        own = f"reward={place / 'rewards.py'}:broken"
+        assert gradientless("train", "--task", "copa", *where, "--optimizer", "mezo", *settings((own,))) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("reward: '")
 
     @pytest.mark.parametrize(
         ("own", "line"),
