@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -340,14 +342,51 @@ class TestUntuned:
             WAYS["calibrated"].use(config_of(place, "squad"), load_splits(config_of(place, "squad")), {"input": "N/A"})
 
     def test_in_context_rows_are_answered(self, place):
-        from gradientless.run.untuned import demonstrated, demonstrations
+        from gradientless.run.untuned import demonstrations, in_context
 
         config = config_of(place, "squad", "data.max_length=64")
         splits = load_splits(config)
         (row,) = demonstrations(splits, 1, config.seed)
-        text = demonstrated(config, splits, 1).prompt.text
+        plain = make_surface(config, (), "cpu").reading.encoder
+        ((_, shown, _),) = in_context(plain, [row], np.array([30]), None)
         said = f"Context: {row.fields['context']}\nQuestion: {row.fields['question']}\nAnswer: {row.answers[0]}\n\n"
-        assert text == said + "{heading}Context: {context}\nQuestion: {question}\nAnswer:"
+        assert shown.prompt.text == said + "{heading}Context: {context}\nQuestion: {question}\nAnswer:"
+
+    @pytest.mark.parametrize("task", ["record", "squad"])
+    def test_rows_with_fewer_demonstrations_are_scored_with_the_others(self, place, task, monkeypatch):
+        """Parts of the rows, each behind as many demonstrations as fit, against each row behind its own alone."""
+        from gradientless.run.untuned import demonstrations, in_context
+
+        config = config_of(place, task, "data.max_length=60")
+        splits = load_splits(config)
+        longer = {"squad": "context", "record": "points"}[task]
+        more = [
+            replace(row, fields={**row.fields, longer: "very " * 3 * i + row.fields[longer]})
+            for i, row in enumerate(splits.validation)
+        ]
+        splits = replace(splits, validation=more)
+        plain = make_surface(config, (), "cpu").reading.encoder
+        wholes = (plain.encode if task == "record" else plain.encode_questions)(more).wholes
+        ((_, shown, _),) = in_context(plain, demonstrations(splits, 1, config.seed), wholes, None)
+        limit = int(np.sort(wholes)[1]) + shown.max_length - plain.max_length
+        monkeypatch.setattr("gradientless.language.backbone.longest", lambda _: limit)
+        config = config_of(place, task, f"data.max_length={wholes.max()}")
+        whole = WAYS["icl"].use(config, splits, {"k": 1})
+        assert whole.notes == (
+            f"shown       fewer than 1 demonstrations to 2 of 4 rows: 0 to 1 fit into the model's {limit} positions",
+        )
+        each = [WAYS["icl"].use(config, replace(splits, validation=[row]), {"k": 1}) for row in more]
+        for key in ("accuracy", "f1"):
+            assert whole.metrics[key] == pytest.approx(sum(one.metrics[key] for one in each) / len(each))
+        if task == "record":
+            for scores, one in zip(whole.logits, each, strict=True):
+                assert torch.allclose(scores[: one.logits.shape[1]], one.logits[0], atol=1e-3)
+
+    def test_what_calibration_reads_is_counted(self, place):
+        """One empty input where the classes are the same for all rows; where choices are a row's own, one a row."""
+        config = config_of(place, "copa", "batch_size=3")
+        found = WAYS["calibrated"].use(config, load_splits(config), {"input": "N/A"})
+        assert len(load_splits(config).validation) == 4 and found.forward_passes == 2
 
 
 class TestRewards:
