@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +116,11 @@ class TestUntuned:
         said = "".join(f"Review: {row.text} Sentiment: {list(WORDS.values())[row.label]}\n\n" for row in rows)
         texts = [said + text for text in prompts_by_hand(splits.validation)]
 
-        surface = untuned.prompted(untuned.demonstrated(config, splits, 1), splits.labels)
+        surface = untuned.prompted(config, splits.labels)
+        ((count, shown, _),) = untuned.in_context(surface.reading.encoder, rows, np.array([8]), 64)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "gpt2")
-        encoded = surface.encode(splits.validation)
+        encoded = shown.encode(splits.validation)
+        assert count == 2
         for i, text in enumerate(texts):
             ids = tokenizer(text)["input_ids"]
             assert encoded.batch([i])["input_ids"][0, : len(ids)].tolist() == ids
@@ -133,15 +136,45 @@ class TestUntuned:
     def test_demonstrations_leave_the_text_its_room(self, folder):
         config = config_of(folder, length=20)
         splits = load_splits(config)
-        more = untuned.demonstrated(config, splits, 1)
-        plain, shown = untuned.prompted(config, splits.labels), untuned.prompted(more, splits.labels)
-        said = more.prompt.text.removesuffix(PROMPT).replace("{{", "{").replace("}}", "}")
+        plain = untuned.prompted(config, splits.labels).reading.encoder
+        rows = untuned.demonstrations(splits, 1, config.seed)
         long = Example("film " * 60, 0)
-        before, behind = plain.encode([long]), shown.encode([long])
-        assert before.lengths[0] <= 20 and before.cut == behind.cut == 1  # type: ignore[attr-defined]
+        before = plain.encode([long])
+        ((_, shown, _),) = untuned.in_context(plain, rows, before.wholes, None)
+        behind = shown.encode([long])
+        assert before.lengths[0] <= 20 and before.cut == behind.cut == 1
+        said = "".join(f"{text} {list(WORDS.values())[row.label]}\n\n"
+                       for row, text in zip(rows, prompts_by_hand(rows), strict=True))  # fmt: skip
         assert behind.lengths[0] - before.lengths[0] == len(plain.tokenizer(said)["input_ids"])
-        most = untuned.demonstrated(config_of(folder), splits, 4)
-        assert most.data.max_length == 64  # the model's positions
+
+    def test_demonstrations_without_positions_are_left_out(self, folder):
+        """64 positions: the first of 12 demonstrations make room for the text, and longer texts see fewer of them."""
+        config = config_of(folder)
+        splits = load_splits(config)
+        rows = [*splits.validation, Example("a film " * 12 + "bright", 1)]
+        splits = replace(splits, validation=rows)
+        shown = untuned.demonstrations(splits, 6, config.seed)
+        plain = untuned.prompted(config, splits.labels).reading.encoder
+        wholes, counts, texts = plain.encode(rows).wholes, {}, {}
+        for count, encoder, part in untuned.in_context(plain, shown, wholes, 64):
+            for i in part.tolist():
+                said = shown[len(shown) - count :]
+                front = "".join(f"{text} {list(WORDS.values())[row.label]}\n\n"
+                                for row, text in zip(said, prompts_by_hand(said), strict=True))  # fmt: skip
+                texts[i], counts[i] = front + prompts_by_hand([rows[i]])[0], count
+                ids = plain.tokenizer(texts[i])["input_ids"]
+                fill = max(map(len, encoder.words.fills))
+                assert encoder.encode([rows[i]]).batch([0])["input_ids"][0, : len(ids)].tolist() == ids
+                assert len(ids) + fill <= 64
+                more = prompts_by_hand([shown[len(shown) - count - 1]])[0] + " great\n\n" + texts[i]
+                assert len(plain.tokenizer(more)["input_ids"]) + fill > 63
+        assert sorted(counts) == list(range(11)) and 0 < counts[10] < counts[0] < 12
+        found = untuned.icl(config, splits, {"k": 6})
+        by_hand = logits_by_hand(folder, [texts[i] for i in range(11)])
+        assert torch.allclose(centred(found.logits), centred(by_hand), atol=1e-4)
+        (note,) = found.notes
+        assert note.startswith("shown       fewer than 12 demonstrations to 11 of 11 rows: ")
+        assert note.endswith(f"{counts[10]} to {max(counts.values())} fit into the model's 64 positions")
 
     def test_linear_probe_is_scikit_learns(self, folder, tiny_model):
         import transformers
@@ -271,6 +304,18 @@ class TestTable:
         assert all(
             part in shown for part in ("zero-shot", "probe", mean, "mean (standard deviation) over seeds 13, 21")
         )
+
+
+def test_time_counts_the_features(folder, tiny_model, tmp_path):
+    """As the linear probe's does, a head's on a frozen body begins at the loaded model."""
+    flags = {"task": str(folder / "task.toml"), "model": tiny_model, "device": "cpu", "forward_passes": 6}
+    methods, shared = read_methods(("head=adamw",), ("surface.name=head", "data.max_length=32", "batch_size=4"))
+    found = compare(methods, configurations(methods, (3,), None, shared, flags), tmp_path, Console(quiet=True))
+    summary = json.loads((tmp_path / "head-seed3" / "summary.json").read_text("utf-8"))
+    assert 0 < summary["features_seconds"] <= summary["wall_seconds"]
+    (result,) = found.results["head"]
+    assert result["seconds"] == pytest.approx(summary["seconds"] + summary["features_seconds"], abs=2e-3)
+    assert "on a frozen body, its features" in found.caption()
 
 
 class TestGoingOn:

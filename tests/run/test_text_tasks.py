@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +40,22 @@ def nothing(texts, rows):
 
 def many(texts, rows):
     return [1.0] * (len(rows) + 1)
+
+def ragged(texts, rows):
+    return [[1.0], [1.0, 2.0]]
+
+def attached(texts, rows):
+    import torch
+    return [torch.ones((), requires_grad=True) for _ in rows]
+
+def broken(texts, rows):
+    return {}["word\\nof two lines"]
+
+def undefined(texts, rows):
+    return [0.5, float("nan")]
+
+def endless(texts, rows):
+    return float("inf")
 """
 INJECT = ("optimizer.evaluator=inject", "optimizer.rank=1", "optimizer.noise=rademacher")
 SNAPSHOT = ("optimizer.evaluator=snapshot", "optimizer.rank=1", "optimizer.noise=rademacher")
@@ -236,6 +255,23 @@ def test_a_run_leaves_its_figures(ended, place, task, model, more, capsys):
     }
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_masked_models_learn_to_choose(place, tmp_path, kind):
+    """A choice behind a text of the row (ReCoRD's gap) in the row that stands for all where products are counted too,
+    with a tokenizer to which two of its words without a blank are another one."""
+    import families
+
+    families.save(kind, tmp_path / kind)
+    flags = {"task": "record", "data.path": str(place / "record"), "model": str(tmp_path / kind), "device": "cpu"}
+    own = settings(("data.max_length=24", "steps=1", "surface.readout=prompt", "optimizer.lr=1e-2"))
+    for optimizer in ("mezo", "adamw"):
+        config = RunConfig.load(None, own, {**flags, "optimizer.name": optimizer})
+        folder = RunFolder.create(tmp_path / optimizer, config.toml())
+        assert train(config, folder)["parameters"]["touched"] > 0 or optimizer == "mezo"
+        before, after = (line["loss"] for line in folder.read_metrics() if line["split"] == "validation")
+        assert before != after
+
+
 def test_the_best_evaluation_of_generation_has_the_highest_token_f1(place, tmp_path, monkeypatch):
     def told(run):
         return {"loss": 1.0, "accuracy": 1 - run.done.step / 9, "f1": run.done.step / 9}
@@ -306,14 +342,51 @@ class TestUntuned:
             WAYS["calibrated"].use(config_of(place, "squad"), load_splits(config_of(place, "squad")), {"input": "N/A"})
 
     def test_in_context_rows_are_answered(self, place):
-        from gradientless.run.untuned import demonstrated, demonstrations
+        from gradientless.run.untuned import demonstrations, in_context
 
         config = config_of(place, "squad", "data.max_length=64")
         splits = load_splits(config)
         (row,) = demonstrations(splits, 1, config.seed)
-        text = demonstrated(config, splits, 1).prompt.text
+        plain = make_surface(config, (), "cpu").reading.encoder
+        ((_, shown, _),) = in_context(plain, [row], np.array([30]), None)
         said = f"Context: {row.fields['context']}\nQuestion: {row.fields['question']}\nAnswer: {row.answers[0]}\n\n"
-        assert text == said + "{heading}Context: {context}\nQuestion: {question}\nAnswer:"
+        assert shown.prompt.text == said + "{heading}Context: {context}\nQuestion: {question}\nAnswer:"
+
+    @pytest.mark.parametrize("task", ["record", "squad"])
+    def test_rows_with_fewer_demonstrations_are_scored_with_the_others(self, place, task, monkeypatch):
+        """Parts of the rows, each behind as many demonstrations as fit, against each row behind its own alone."""
+        from gradientless.run.untuned import demonstrations, in_context
+
+        config = config_of(place, task, "data.max_length=60")
+        splits = load_splits(config)
+        longer = {"squad": "context", "record": "points"}[task]
+        more = [
+            replace(row, fields={**row.fields, longer: "very " * 3 * i + row.fields[longer]})
+            for i, row in enumerate(splits.validation)
+        ]
+        splits = replace(splits, validation=more)
+        plain = make_surface(config, (), "cpu").reading.encoder
+        wholes = (plain.encode if task == "record" else plain.encode_questions)(more).wholes
+        ((_, shown, _),) = in_context(plain, demonstrations(splits, 1, config.seed), wholes, None)
+        limit = int(np.sort(wholes)[1]) + shown.max_length - plain.max_length
+        monkeypatch.setattr("gradientless.language.backbone.longest", lambda _: limit)
+        config = config_of(place, task, f"data.max_length={wholes.max()}")
+        whole = WAYS["icl"].use(config, splits, {"k": 1})
+        assert whole.notes == (
+            f"shown       fewer than 1 demonstrations to 2 of 4 rows: 0 to 1 fit into the model's {limit} positions",
+        )
+        each = [WAYS["icl"].use(config, replace(splits, validation=[row]), {"k": 1}) for row in more]
+        for key in ("accuracy", "f1"):
+            assert whole.metrics[key] == pytest.approx(sum(one.metrics[key] for one in each) / len(each))
+        if task == "record":
+            for scores, one in zip(whole.logits, each, strict=True):
+                assert torch.allclose(scores[: one.logits.shape[1]], one.logits[0], atol=1e-3)
+
+    def test_what_calibration_reads_is_counted(self, place):
+        """One empty input where the classes are the same for all rows; where choices are a row's own, one a row."""
+        config = config_of(place, "copa", "batch_size=3")
+        found = WAYS["calibrated"].use(config, load_splits(config), {"input": "N/A"})
+        assert len(load_splits(config).validation) == 4 and found.forward_passes == 2
 
 
 class TestRewards:
@@ -337,11 +410,32 @@ class TestRewards:
         [
             ("nothing", "must return a number, or one for each of the 2 rows, got NoneType"),
             ("many", r"must return a number, or one for each of the 2 rows, got list of shape \(3,\)"),
+            ("ragged", r"must return a number, or one for each of the 2 rows, got list \(ValueError: .*\)"),
+            ("attached", r"must return a number, or one for each of the 2 rows, got list \(RuntimeError: .*grad.*\)"),
+            ("broken", r"must return a number, got KeyError: 'word.*of two lines'"),
+            ("undefined", "must return finite numbers, got nan for row 2 of 2"),
+            ("endless", "must return finite numbers, got inf"),
         ],
     )
     def test_what_is_no_number_is_one_line(self, place, name, line):
-        with pytest.raises(UserError, match=line):
-            rewarded(f"{place / 'rewards.py'}:{name}")(["a", "b"], [Example("a", 0), Example("b", 0)])
+        reward = f"{place / 'rewards.py'}:{name}"
+        with pytest.raises(UserError) as caught:
+            rewarded(reward)(["a", "b"], [Example("a", 0), Example("b", 0)])
+        assert re.fullmatch(re.escape(f"reward: '{reward}' ") + line, str(caught.value))
+
+    def test_no_memory_left_in_a_reward_is_told_as_elsewhere(self, monkeypatch):
+        def full(texts, rows):
+            raise torch.OutOfMemoryError("none left")
+
+        monkeypatch.setattr("gradientless.run.losses.own", lambda *_: full)
+        with pytest.raises(torch.OutOfMemoryError):
+            rewarded("mine:full")(["a"], [Example("a", 0)])
+
+    def test_a_broken_reward_ends_the_program_with_one_line(self, place, tmp_path, capsys):
+        where = ["--data", str(place / "copa"), "--model", str(place / "llama"), "--out", str(tmp_path / "run")]
+        own = f"reward={place / 'rewards.py'}:broken"
+        assert gradientless("train", "--task", "copa", *where, "--optimizer", "mezo", *settings((own,))) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("reward: '")
 
     @pytest.mark.parametrize(
         ("own", "line"),

@@ -31,6 +31,10 @@ BatchSize = Annotated[
 ]
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 @app.command("eval")
 def evaluate(
     run: Run,
@@ -70,10 +74,12 @@ def evaluate(
         raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
     else:
         config = RunConfig.load(None, (), flags)
-    found = evaluate_folder(run, load_splits(config), split, batch_size=batch_size, device=config.device)
+    splits = load_splits(config)
+    found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=_to_stderr)
     if as_json:
         print(json.dumps(found))
         return
+    del found["texts_cut"]  # of which a line was said, if there were any
     for name, value in found.items():
         shown = f"{100 * value:.2f}%" if name in ("accuracy", "f1") else f"{value:.4f}" if name == "loss" else value
         print(f"{name:<10} {shown}")
@@ -136,11 +142,10 @@ def predict(
             texts, pairs = read_texts(file, text_column, text_pair_column)
     if own:
         rows = rows or [Example(text, 0) for text in texts or ()]
-        answer = "".join(
-            predictions.render_answers(form, rows, *predictions.predict_rows(run, rows, batch_size, device))
-        )
+        found = predictions.predict_rows(run, rows, batch_size, device, _to_stderr)
+        answer = "".join(predictions.render_answers(form, rows, *found))
     else:
-        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device)
+        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device, _to_stderr)
         answer = "".join(render(form, texts or (), pairs, labels, probabilities))
     if out is None:
         sys.stdout.write(answer)

@@ -204,12 +204,14 @@ class EncodedRows(Protocol):
     """The rows of a split as token ids, made once: `Encoded`, `prompting.EncodedPrompts`.
 
     labels: int64 [N]. lengths: int64 [N], tokens of each row. fingerprint: sha256 of all that `batch` depends on.
+    wholes: int64, tokens of each example before it was cut to max_length.
     """
 
     labels: Tensor
     lengths: np.ndarray
     fingerprint: str
     max_length: int
+    wholes: np.ndarray
 
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]: ...
@@ -219,7 +221,7 @@ class Encoded:
     """The token ids of one split, made once.
 
     labels: int64 [N]. lengths: int64 [N], tokens of each row. max_length: the longest a row may be (texts are cut).
-    fingerprint: sha256 of ids, segment ids, labels and max_length, in hex.
+    wholes: see `EncodedRows`. fingerprint: sha256 of ids, segment ids, labels and max_length, in hex.
     """
 
     def __init__(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
@@ -240,6 +242,7 @@ class Encoded:
         self._pad = int(tokenizer.pad_token_id or 0)
         self._segment_pad = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
         self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int64)
+        self.wholes = self._wholes(tokenizer, texts, pairs)
         self.fingerprint = self._digest()
 
     def __len__(self) -> int:
@@ -253,6 +256,15 @@ class Encoded:
         if self._segments is not None:
             batch["token_type_ids"] = _padded([self._segments[row] for row in rows], self._segment_pad)
         return batch
+
+    def _wholes(self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None]) -> np.ndarray:
+        """Tokens of each row before it was cut: of those that fill max_length, encoded anew."""
+        found = self.lengths.copy()
+        full = np.flatnonzero(self.lengths >= self.max_length).tolist()
+        if full:
+            again = None if pairs[0] is None else [pairs[i] for i in full]
+            found[full] = [len(ids) for ids in tokenizer([texts[i] for i in full], again)["input_ids"]]
+        return found
 
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.max_length}\0{len(self)}\0{self._pad}\0".encode())

@@ -86,7 +86,7 @@ class WithStates:
     def __init__(self, encoded: EncodedRows, vectors: np.ndarray, ends: np.ndarray, dtype: torch.dtype) -> None:
         self._encoded, self._vectors, self._ends, self._dtype = encoded, vectors, ends, dtype
         self.labels, self.lengths, self.max_length = encoded.labels, encoded.lengths, encoded.max_length
-        self.fingerprint = encoded.fingerprint
+        self.fingerprint, self.wholes = encoded.fingerprint, encoded.wholes
 
     def __len__(self) -> int:
         return len(self._encoded)

@@ -127,8 +127,8 @@ class PromptEncoder:
             said = [self._says(example, number, "choice") for number, example in enumerate(examples, 1)]
             return self._with_answers(examples, said, self.prompt.score == "mean")
         fills = max(map(len, self.words.fills))
-        fronts, backs, cut = self._fitted(examples, [fills] * len(examples))
-        return EncodedPrompts(self, fronts, backs, [example.label for example in examples], cut)
+        fronts, backs, wholes = self._fitted(examples, [fills] * len(examples))
+        return EncodedPrompts(self, fronts, backs, [example.label for example in examples], wholes)
 
     def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
         """Token ids of `examples`, each with its right answer alone: label word, choice or first accepted answer."""
@@ -146,9 +146,25 @@ class PromptEncoder:
             raise UserError("prompt: a text can be written by causal and text-to-text models, got a masked one")
         return self._with_answers(examples, [()] * len(examples))
 
+    def behind(self, prompt: Prompt, max_length: int) -> PromptEncoder:
+        """As this one, with another prompt (as one with demonstrations in front) and the room that it needs."""
+        return PromptEncoder(
+            self.tokenizer,
+            prompt,
+            self.labels,
+            self.family,
+            max_length,
+            truncation=self.truncation,
+            padding=self.padding,
+            positions=self._positions,
+            start=self._start,
+            max_new_tokens=self.max_new_tokens,
+        )
+
     def blank(self) -> Example:
         """A row that says one word wherever a template has a text."""
-        fields = dict.fromkeys((*self.prompt.fields, *self.prompt.answer_fields), "a")
+        word = "a " if self._behind_text else "a"  # the choice behind it is to be a word, too: not "aa"
+        fields = dict.fromkeys((*self.prompt.fields, *self.prompt.answer_fields), word)
         return Example("a", 0, "a", fields, () if self.words is not None else ("a",), ("a",))
 
     def _with_answers(
@@ -158,10 +174,10 @@ class PromptEncoder:
             more = [max(len(ids) - 1 for ids in each) if each else self.max_new_tokens for each in said]
         else:
             more = [max(map(len, each), default=0) for each in said]
-        fronts, backs, cut = self._fitted(examples, more)
+        fronts, backs, wholes = self._fitted(examples, more)
         if self.family == "causal" and not any(said):
             fronts = [front + self._line_break for front in fronts]
-        return EncodedAnswers(self, fronts, backs, said, [example.label for example in examples], cut, mean)
+        return EncodedAnswers(self, fronts, backs, said, [example.label for example in examples], wholes, mean)
 
     def _says(self, example: Example, number: int, what: str) -> tuple[Ids, ...]:
         """The tokens of a row's choices, or of its first accepted answer."""
@@ -175,8 +191,10 @@ class PromptEncoder:
         # There an answer ends with the end of the text.
         return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._added([text.rstrip() for text in said], what))
 
-    def _fitted(self, examples: Sequence[Example], more: Sequence[int]) -> tuple[list[Ids], list[Ids], int]:
-        """Tokens in front of the slot and behind it, and how many rows were cut; more: tokens at each row's slot."""
+    def _fitted(self, examples: Sequence[Example], more: Sequence[int]) -> tuple[list[Ids], list[Ids], np.ndarray]:
+        """Tokens in front of the slot and behind it, and how many tokens each row had before it was cut.
+
+        more: tokens at each row's slot."""
         if not examples:
             raise UserError("data: a split must have at least one row, got none")
         for number, example in enumerate(examples, 1):
@@ -185,15 +203,16 @@ class PromptEncoder:
         rows = [{name: example.value(name) for name in self.prompt.fields} for example in examples]
         fronts = self._ids([self._ahead(row) for row in rows])
         backs: list[Ids] = self._ids([_render(self._back, row) for row in rows]) if self._back else [()] * len(rows)
-        cut = 0
+        wholes = np.zeros(len(rows), dtype=np.int64)
         for i, row in enumerate(rows):
             room = self.max_length - len(self._before) - len(self._after)
             if self.family != "text-to-text":  # where the answer stands in the decoder
                 room -= more[i]
-            if len(fronts[i]) + len(backs[i]) > room:
+            excess = len(fronts[i]) + len(backs[i]) - room
+            wholes[i] = self.max_length + excess
+            if excess > 0:
                 fronts[i], backs[i] = self._cut(row, room, i + 1)
-                cut += 1
-        return [self._before + front for front in fronts], [back + self._after for back in backs], cut
+        return [self._before + front for front in fronts], [back + self._after for back in backs], wholes
 
     @cached_property
     def _line_break(self) -> Ids:
@@ -390,14 +409,15 @@ class PromptEncoder:
 class EncodedPrompts:
     """The prompts of one split as token ids: the interface of `data.Encoded`.
 
-    labels: int64 [N]. lengths: int64 [N], tokens of each row (the longest of its fills). cut: rows whose text was cut.
-    fingerprint: sha256 of all that `batch` depends on, in hex.
+    labels: int64 [N]. lengths: int64 [N], tokens of each row (the longest of its fills). wholes: int64 [N], before its
+    text was cut. cut: rows whose text was. fingerprint: sha256 of all that `batch` depends on, in hex.
     """
 
     def __init__(
-        self, encoder: PromptEncoder, fronts: list[Ids], backs: list[Ids], labels: list[int], cut: int
+        self, encoder: PromptEncoder, fronts: list[Ids], backs: list[Ids], labels: list[int], wholes: np.ndarray
     ) -> None:
-        self._encoder, self.cut, self.max_length = encoder, cut, encoder.max_length
+        self._encoder, self.max_length = encoder, encoder.max_length
+        self.wholes, self.cut = wholes, int((wholes > encoder.max_length).sum())
         self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
         self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]
         self.labels: Tensor = torch.tensor(labels, dtype=torch.int64)
@@ -427,8 +447,8 @@ class EncodedAnswers:
     """Prompts of one split whose rows have choices or an answer of their own, or none yet: also `data.Encoded`'s.
 
     labels: int64 [N], the right choice. lengths: int64 [N], tokens of each row with its longest answer. tokens: int64
-    [N], those of the first answer. lines: int64 [N], rows of tokens that each row of data becomes. cut, fingerprint: as
-    of `EncodedPrompts`.
+    [N], those of the first answer. lines: int64 [N], rows of tokens that each row of data becomes. wholes, cut,
+    fingerprint: as of `EncodedPrompts`.
     """
 
     def __init__(
@@ -438,10 +458,11 @@ class EncodedAnswers:
         backs: list[Ids],
         answers: Sequence[tuple[Ids, ...]],
         labels: list[int],
-        cut: int,
+        wholes: np.ndarray,
         mean: bool,
     ) -> None:
-        self._encoder, self._answers, self.cut, self._mean = encoder, answers, cut, mean
+        self._encoder, self._answers, self._mean = encoder, answers, mean
+        self.wholes, self.cut = wholes, int((wholes > encoder.max_length).sum())
         self.max_length = encoder.max_length
         self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
         self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]

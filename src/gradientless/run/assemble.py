@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -190,6 +191,7 @@ class Rows:
     """One split as the surface takes it: features computed once, or tokens when they are to be computed each step.
 
     encoded: as the loss of the configuration reads it. Without `loss`, for the scores of `logits` alone.
+    seconds: spent on features, or on a frozen backbone's states; little where the cache held them.
     """
 
     def __init__(
@@ -205,6 +207,7 @@ class Rows:
             encoded = cast(EncodedRows, surface.encode_questions(examples))
         else:
             encoded = surface.encode(examples)
+        begin = time.perf_counter()
         if config.surface.cache:
             if self._tokens is not None or config.kind != "classification" or isinstance(encoded, EncodedTexts):
                 raise UserError("surface.cache: must be on rows of a class, got answers or texts to be said")
@@ -225,6 +228,7 @@ class Rows:
                 raise batch_that_fits(
                     lambda count: surface.prepare(encoded.batch(longest[:count].copy())), size, surface.device
                 ) from None
+        self.seconds = time.perf_counter() - begin
 
     def part(self, rows: np.ndarray) -> Tensor | dict[str, Tensor]:
         if self.features is None:

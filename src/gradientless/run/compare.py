@@ -103,8 +103,8 @@ class Comparison:
             f"{about['task']} with {about['model']}: mean (standard deviation) over seeds {seeds}, scored on "
             f"{about['rows']:,} {about['split']} rows{chosen}; {meant}. Forward passes: over one batch, to "
             f"learn, not to score; a backward pass counts as two, so that a first-order step costs "
-            f"{PASSES_OF_FIRST_ORDER}. Time: of training with its evaluations, or of the whole method where nothing is "
-            "tuned. Peak memory: above the loaded model."
+            f"{PASSES_OF_FIRST_ORDER}. Time: of training with its evaluations and, on a frozen body, its "
+            "features; of the whole method where nothing is tuned. Peak memory: above the loaded model."
         )
 
 
@@ -322,11 +322,15 @@ def _measured(method: Method, config: RunConfig, splits: Splits, out: Path, cons
         if method.tunes:
             return _tuned(method, config, splits, out, console)
         found = WAYS[method.name].use(config, splits, method.options)
+        for note in found.notes:
+            console.print(f"{method.label:<12} seed {config.seed}  {note}", highlight=False, markup=False)
         return {
             "metrics": dict(found.metrics),
             "forward_passes": found.forward_passes,
             "seconds": round(found.seconds, 3),
             "peak_memory_mib": round(found.peak_memory_mib, 1),
+            "texts_cut": found.texts_cut,
+            "notes": list(found.notes),
         }
     except UserError as error:
         raise UserError("\n".join(f"{method.label}: {line}" for line in str(error).split("\n"))) from None
@@ -345,9 +349,15 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
         if fresh:
             folder.withdraw()
         raise
-    metrics = summary["metrics"]
+    metrics, cut = summary["metrics"], sum(summary["texts_cut"].values())
     if splits.test:
         size = config.micro_batch_size
-        found = evaluate_folder(folder.path, splits, "test", batch_size=size, device=config.device)
+        found = evaluate_folder(folder.path, splits, "test", batch_size=size, device=config.device, say=console.print)
         metrics = {key: found[key] for key in metrics if key in found}
-    return {"metrics": metrics, **{key: summary[key] for key in ("forward_passes", "seconds", "peak_memory_mib")}}
+        cut += found["texts_cut"]
+    return {
+        "metrics": metrics,
+        **{key: summary[key] for key in ("forward_passes", "peak_memory_mib", "features_seconds")},
+        "seconds": round(summary["seconds"] + summary["features_seconds"], 3),
+        "texts_cut": cut,
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -125,6 +126,50 @@ def texts_of(surface: Surface, encoded: EncodedAnswers, batch_size: int | None =
     return found
 
 
+class Limited(Protocol):
+    """Encoded rows; see `EncodedRows`."""
+
+    wholes: np.ndarray
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Texts that were cut: `rows` of `of` to `length` tokens, where the longest had `whole`."""
+
+    rows: int
+    of: int
+    length: int
+    whole: int
+
+    @classmethod
+    def among(cls, encoded: Limited) -> Cut:
+        wholes, length = encoded.wholes, encoded.max_length
+        return cls(int((wholes > length).sum()), len(wholes), length, int(wholes.max()))
+
+    def __add__(self, other: Cut) -> Cut:
+        return Cut(self.rows + other.rows, self.of + other.of, self.length, max(self.whole, other.whole))
+
+    def of_settings(self) -> str | None:
+        """The line for people who may allow more; None where nothing was cut."""
+        return self._line(f"; data.max_length={self.whole} keeps them whole")
+
+    def of_model(self) -> str | None:
+        """The line about a model that was tuned with texts of this length."""
+        return self._line(f", as the model was tuned; the longest has {self.whole}")
+
+    def _line(self, rest: str) -> str | None:
+        return f"texts cut   {self.rows:,} of {self.of:,} rows to {self.length} tokens{rest}" if self.rows else None
+
+
+Say = Callable[[str], object]
+
+
+def say_cut(cut: Cut, say: Say | None) -> None:
+    if say is not None and (line := cut.of_model()):
+        say(line)
+
+
 T = TypeVar("T")
 TOKENS = {"cpu": 1 << 10}  # of a batch that is only read; more only pad more, where a processor computes
 MORE_TOKENS = 1 << 16  # of one on an accelerator, which may not hold them
@@ -158,19 +203,31 @@ def in_batches(
 
 
 class TextRows:
-    """Rows with choices or answers of their own, encoded once to be scored."""
+    """Rows with choices or answers of their own, encoded once to be scored.
+
+    wholes, max_length: as of `EncodedRows`; of rows with an answer, or with the room to write one.
+    """
 
     def __init__(self, surface: Surface, examples: Sequence[Example], kind: str, batch_size: int | None = None) -> None:
         self.surface, self.examples, self.kind, self._size = surface, examples, kind, batch_size
         self._scored: Any = surface.encode(examples) if kind == "choice" else surface.encode_answers(examples)
         self._asked = None if kind == "choice" else surface.encode_questions(examples)
+        self.max_length: int = self._scored.max_length
+        self.wholes: np.ndarray = self._scored.wholes
+        if self._asked is not None:
+            self.wholes = np.maximum(self.wholes, self._asked.wholes)
+
+    @property
+    def tokens(self) -> int:
+        """Those of the right answers."""
+        return int(self._scored.tokens.sum())
 
     def read(self) -> tuple[list[str], float]:
         """The text chosen or written for each row; and the loss: the mean cross-entropy over the choices, or the mean
         negative log-likelihood of a token of the right answers."""
         scores = logits_of(self.surface, self._scored, self._size).double()
         if self._asked is not None:
-            loss = -float(scores.sum()) / int(self._scored.tokens.sum())
+            loss = -float(scores.sum()) / self.tokens
             return texts_of(self.surface, self._asked, self._size), loss
         loss = float(torch.nn.functional.cross_entropy(scores, self._scored.labels))
         return chosen(scores, self.examples, ()), loss
@@ -216,10 +273,12 @@ def evaluate_folder(
     *,
     batch_size: int | None = None,
     device: str = "auto",
+    say: Say | None = None,
 ) -> dict[str, Any]:
-    """loss, accuracy, f1 and rows of the saved model on one split of `splits`. Raises UserError.
+    """loss, accuracy, f1, rows and texts_cut of the saved model on one split of `splits`. Raises UserError.
 
     Rows are matched by the name of their label, so that data with another order of labels is scored rightly.
+    say: is told when texts are cut.
     """
     if split not in SPLITS:
         raise UserError(f"split: must be one of {', '.join(SPLITS)}, got '{split}'")
@@ -235,12 +294,19 @@ def evaluate_folder(
         if surface.labels:
             known = ", ".join(surface.labels)
             raise UserError(f"data: rows must be of the model's classes ({known}), got a task of kind {splits.kind}")
-        texts, loss = TextRows(surface, examples, splits.kind, batch_size).read()
-        return {"split": split, "rows": len(examples), **score_texts(texts, examples, splits.kind, loss)}
+        rows = TextRows(surface, examples, splits.kind, batch_size)
+        cut = Cut.among(rows)
+        say_cut(cut, say)
+        texts, loss = rows.read()
+        found = score_texts(texts, examples, splits.kind, loss)
+        return {"split": split, "rows": len(examples), "texts_cut": cut.rows, **found}
     strange = sorted({splits.labels[e.label] for e in examples} - set(surface.labels))
     if strange:
         known = ", ".join(surface.labels) or "none"
         raise UserError(f"data: labels must be those of the model ({known}), got {', '.join(map(repr, strange))}")
     encoded = surface.encode(examples)
+    cut = Cut.among(encoded)
+    say_cut(cut, say)
     gold = torch.tensor([surface.labels.index(splits.labels[e.label]) for e in examples])
-    return {"split": split, "rows": len(examples), **score(logits_of(surface, encoded, batch_size), gold)}
+    found = score(logits_of(surface, encoded, batch_size), gold)
+    return {"split": split, "rows": len(examples), "texts_cut": cut.rows, **found}

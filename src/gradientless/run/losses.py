@@ -15,6 +15,7 @@ from gradientless.errors import UserError, unknown
 from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, token_f1
 from gradientless.language.tasks import Example
 from gradientless.language.tasks.base import KINDS
+from gradientless.run.memory import is_out_of_memory
 from gradientless.run.named import is_own, own
 
 ROWS = "rows"
@@ -130,23 +131,40 @@ def rewarded(name: str) -> Texts:
     """The user's reward "file.py:function" or "module:function": the mean over rows, the higher the better.
 
     It is called with the predicted texts (written answers, choices or label names: a list of N) and the N rows
-    (`gradientless.language.tasks.Example`), and returns a number, or one for each row. Raises UserError for any other.
+    (`gradientless.language.tasks.Example`), and returns a number, or one for each row. Raises UserError for any other,
+    for one that is not finite, and for whatever it raises itself.
     """
     function = own("reward", name, "function")
 
     def of(texts: Sequence[str], rows: Sequence[Example]) -> float:
-        found = function(list(texts), list(rows))
-        values = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
+        try:
+            found = function(list(texts), list(rows))
+        except Exception as error:
+            if is_out_of_memory(error):  # which is answered with the batch that fits
+                raise
+            raise UserError(f"reward: '{name}' must return a number, got {_told(error)}") from error
+        wanted = f"reward: '{name}' must return a number, or one for each of the {len(rows)} rows, got"
+        try:
+            values = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
+        except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, tensors with gradients
+            raise UserError(f"{wanted} {type(found).__name__} ({_told(error)})") from error
         each = values.shape == (len(rows),) and values.dtype.kind in "biuf"
         if not each and not (values.shape == () and values.dtype.kind in "iuf"):
             shape = f" of shape {values.shape}" if values.ndim else ""
-            raise UserError(
-                f"reward: '{name}' must return a number, or one for each of the {len(rows)} rows, "
-                f"got {type(found).__name__}{shape}"
-            )
+            raise UserError(f"{wanted} {type(found).__name__}{shape}")
+        if not (finite := np.isfinite(values)).all():
+            first = int(np.argmin(finite))  # of a single number, too
+            where = f" for row {first + 1} of {len(rows)}" if each else ""
+            raise UserError(f"reward: '{name}' must return finite numbers, got {values.reshape(-1)[first]}{where}")
         return float(values.mean())
 
     return of
+
+
+def _told(error: Exception) -> str:
+    """Kind and message of an error in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _checked(name: str, function: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor | float]:

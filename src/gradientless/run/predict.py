@@ -17,6 +17,7 @@ from gradientless.errors import UserError
 
 if TYPE_CHECKING:
     from gradientless.language.tasks import Example
+    from gradientless.run.evaluation import Say
 
 FORMATS = ("csv", "jsonl")
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -28,12 +29,16 @@ def predict_texts(
     pairs: Sequence[str] | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    say: Say | None = None,
 ) -> tuple[list[str], np.ndarray]:
-    """(label names [N], probabilities float32 [N, C]) of `texts`, and of their second texts `pairs`, in their order."""
+    """(label names [N], probabilities float32 [N, C]) of `texts`, and of their second texts `pairs`, in their order.
+
+    say: is told when texts are cut.
+    """
     import torch
 
     from gradientless.language.tasks import Example
-    from gradientless.run.evaluation import load_surface, logits_of, require_classes
+    from gradientless.run.evaluation import Cut, load_surface, logits_of, require_classes, say_cut
 
     _check(texts, pairs, batch_size)
     surface = load_surface(run_or_model, device)
@@ -42,6 +47,7 @@ def predict_texts(
     if not examples:
         return [], np.zeros((0, len(surface.labels)), dtype=np.float32)
     encoded = surface.encode(examples)
+    say_cut(Cut.among(encoded), say)
     probabilities = torch.softmax(logits_of(surface, encoded, batch_size), dim=-1).numpy()
     return [surface.labels[i] for i in probabilities.argmax(axis=1)], probabilities
 
@@ -55,13 +61,17 @@ def answers_rows(run_or_model: str | Path) -> bool:
 
 
 def predict_rows(
-    run_or_model: str | Path, rows: Sequence[Example], batch_size: int | None = None, device: str = "auto"
+    run_or_model: str | Path,
+    rows: Sequence[Example],
+    batch_size: int | None = None,
+    device: str = "auto",
+    say: Say | None = None,
 ) -> tuple[list[str], np.ndarray | None]:
     """What the saved model chooses or writes for each of `rows` [N]; and the probability of the choice, float32 [N], of
-    all that the row has (None where texts are written). Raises UserError."""
+    all that the row has (None where texts are written). say: is told when texts are cut. Raises UserError."""
     import torch
 
-    from gradientless.run.evaluation import load_surface, logits_of, require_classes, texts_of
+    from gradientless.run.evaluation import Cut, load_surface, logits_of, require_classes, say_cut, texts_of
     from gradientless.run.losses import chosen
 
     if batch_size is not None and batch_size < 1:
@@ -69,8 +79,12 @@ def predict_rows(
     surface = load_surface(run_or_model, device)
     require_classes(surface)
     if not rows[0].choices:
-        return texts_of(surface, surface.encode_questions(rows), batch_size), None
-    scores = logits_of(surface, surface.encode(rows), batch_size)
+        asked = surface.encode_questions(rows)
+        say_cut(Cut.among(asked), say)
+        return texts_of(surface, asked, batch_size), None
+    encoded = surface.encode(rows)
+    say_cut(Cut.among(encoded), say)
+    scores = logits_of(surface, encoded, batch_size)
     return chosen(scores, rows, ()), torch.softmax(scores, dim=-1).amax(dim=-1).numpy()
 
 

@@ -29,7 +29,7 @@ from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import TextRows, load_splits, pick_device, score, score_texts, score_tokens
+from gradientless.run.evaluation import Cut, TextRows, load_splits, pick_device, score, score_texts, score_tokens
 from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
 from gradientless.run.objective import BACKWARD, Objective
@@ -110,6 +110,15 @@ class Run:
             self.validation_rows = Rows(self.surface, splits.validation, config, "features: validation")
         else:
             self.validation_rows = TextRows(self.surface, splits.validation, self.kind, config.micro_batch_size)
+        evaluated = self.validation_rows
+        encoded = evaluated if isinstance(evaluated, TextRows) else evaluated.encoded
+        self.cuts = {
+            "train": Cut.among(self.train_rows.encoded),
+            "validation": Cut.among(encoded),
+        }
+        self.features_seconds = sum(rows.seconds for rows in (self.train_rows, evaluated) if isinstance(rows, Rows))
+        if told := (self.cuts["train"] + self.cuts["validation"]).of_settings():
+            console.print(told, highlight=False)
         parts = [] if before is None else before.give(self.surface)
         line = None if "side" in parts else self.surface.begin(self.train_rows.encoded)
         if before is not None:
@@ -447,9 +456,12 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
     *_, last = summaries.values()
     summary = {
         **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last")},
-        **{key: last[key] for key in ("model_step", "ended")},
+        **{key: last[key] for key in ("model_step", "ended", "texts_cut")},
         **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
-        **{key: round(sum(each[key] for each in summaries.values()), 3) for key in ("seconds", "wall_seconds")},
+        **{
+            key: round(sum(each[key] for each in summaries.values()), 3)
+            for key in ("seconds", "wall_seconds", "features_seconds")
+        },
         "peak_memory_mib": max(each["peak_memory_mib"] for each in summaries.values()),
         "stages": summaries,
     }
@@ -481,6 +493,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "forward_passes": run.done.forward_passes,
         "seconds": round(timings[-1]["seconds"], 3) if timings else 0.0,
         "wall_seconds": round(time.perf_counter() - started, 3),
+        "features_seconds": round(run.features_seconds, 3),
         "seconds_a_step": round(statistics.median(run.step_seconds), 6) if run.step_seconds else None,
         "peak_memory_mib": round(run.memory.mib(), 1),
         "parameters": {
@@ -492,6 +505,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         },
         "backward_products": counted.calls if run.forward is None else 0,
         "scheduled_steps": run.steps,
+        "texts_cut": {split: cut.rows for split, cut in run.cuts.items()},
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",
     }
