@@ -25,7 +25,7 @@ from gradientless.run.assemble import make_surface, prompt_of
 from gradientless.run.config import PromptConfig, RunConfig, SurfaceConfig
 from gradientless.run.evaluation import TextRows, logits_of, pick_device, score, score_texts
 from gradientless.run.losses import chosen
-from gradientless.run.memory import PeakMemory
+from gradientless.run.memory import PeakMemory, loaded
 
 Options = Mapping[str, Any]
 
@@ -174,6 +174,7 @@ class _Cost:
 
     def __init__(self, surface: Surface):
         self._surface = surface
+        loaded(surface, searches=False)
         self._memory, self._begin = PeakMemory(str(surface.device)), time.perf_counter()
 
     def of(self, splits: Splits, config: RunConfig, passes: int = 0, logits: Tensor | None = None) -> Found:
