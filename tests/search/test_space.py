@@ -12,8 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from gradientless.run.memory import TensorBytes
+from gradientless.search import space as space_module
 from gradientless.search.noise import Noise, cpu, reference
-from gradientless.search.optim import STP, ForwardOptimizer
+from gradientless.search.optim import STP, ForwardOptimizer, MeZO
 from gradientless.search.points import ALL, Direction, Losses, Update, point
 from gradientless.search.space import Block, Space
 from reference import noise as written
@@ -292,6 +294,38 @@ def test_nothing_of_a_tensors_size_is_held(dtype, evaluator, rank, monkeypatch):
             optimizer.space.add(point(1e-3, Direction(0, 0, ALL)), {"w": 0.5}, step=0)
     largest = max([seen.bytes, *(array.nbytes for array in made_by_numpy)])
     assert largest <= 0.02 * tensor.numel() * tensor.element_size() + 2**20
+
+
+@pytest.mark.parametrize("more", [{}, {"rank": 8}, {"entries": 100_000}, {"noise": "sphere"}], ids=str)
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_norm_penalty_keeps_the_bound_of_a_walk(squared, more):
+    """2% of the weights and 16 MiB, all tensors together that are held at one time."""
+    params = {f"layer.{i}.w": nn.Parameter(torch.full((1024, 1024), 0.03)) for i in range(8)}
+    more = {"penalty": 0.1, "squared": squared, "evaluator": "walk", "check": False, **more}
+    optimizer = MeZO(params.items(), lr=1e-3, eps=1e-3, **more)
+    with TensorBytes() as counter:
+        optimizer.step(lambda: 0.0)
+    assert counter.peak <= 0.02 * 32 * 2**20 + 16 * 2**20
+    assert any(not torch.equal(p, torch.full_like(p, 0.03)) for p in params.values())  # by the penalty alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_norms_at_points_are_those_of_the_weights_there(rank, dtype, monkeypatch):
+    monkeypatch.setattr(space_module, "_CHUNK", 60)
+    tensors = {"w": weights(13 * 17).view(13, 17).to(dtype), "b": weights(40).to(dtype)}
+    blocks = [Block("some", ("w", "b"), 13 * 17 + 40, 50, "random"), Block("w", ("w",), 13 * 17)]
+    space = Space(tensors, Noise(4), blocks, rank)
+    space.buffer("m")["w"].fill_(0.5)
+    some, whole = Direction(3, 1, "some"), Direction(2, 0, ALL)
+    points = [(), point(0.3, whole), point(0.3, some), ((0.3, whole), (-0.7, some), (0.2, Direction(3, 0, "w")))]
+    points += [((0.4, Direction(3, 0, ALL, "m")), (0.1, some)), point(0.4, Direction(3, 0, "some", "m"))]
+    for name in tensors:
+        found = space.squared_norms_at(name, points)
+        for terms, squared in zip(points, found, strict=True):
+            with space.at(space.deltas([terms])[0]):
+                expected = float(tensors[name].double().square().sum())
+            assert squared == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 8), (3, 2), (5, 200), (0, 70_001), (7, 131_072)])

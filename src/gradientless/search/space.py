@@ -610,7 +610,7 @@ class Space:
             if len(mine) == 1 and mine[0].right is None:
                 old = flat if mine[0].index is None else flat[mine[0].index]
                 new = old + mine[0].values.view(-1)
-                found.append(base + float((new.double().square() - old.double().square()).sum()))
+                found.append(base + _rise(old, new))
             elif not mine:
                 found.append(base)
             else:
@@ -619,6 +619,57 @@ class Space:
                     self._add(change, moved.view_as(self.tensors[name]))
                 found.append(float(moved.double().square().sum()))
         return found
+
+    @torch.no_grad()
+    def squared_norms_at(self, name: str, points: Sequence[Point]) -> list[float]:
+        """As `squared_norms` at each of `points`, a chunk at a time: nothing of the tensor's size is held."""
+        flat = self.tensors[name].detach().view(-1)
+        base, found = self.squared_norms(name, [[]])[0], []
+        for terms in points:
+            places = [dict(self.entries(self.block(d.block), d.step)) for _, d in terms]
+            here = [(term, place[name]) for term, place in zip(terms, places, strict=True) if name in place]
+            rise = 0.0
+            alone = here[0][1] if len(here) == 1 else None
+            if alone is not None:  # cost follows the entries that change
+                for part in alone.split(_CHUNK):
+                    rise += _rise(flat[part], flat[part] + self._single(name, part, *here[0][0]).values)
+            elif here:
+                pairs = {d: self._pair(name, d) for (_, d), _ in here if self.low_rank(name) and not d.buffer}
+                size = _CHUNK // (4 * self.rank) if pairs and self.rank else _CHUNK
+                for at in range(0, flat.numel(), max(1, size)):
+                    old = flat[at : at + size]
+                    new = old.clone()
+                    for term, index in here:
+                        self._add_piece(name, new, at, term, index, pairs.get(term[1]))
+                    rise += _rise(old, new)
+            found.append(base + rise)
+        return found
+
+    def _add_piece(
+        self, name: str, piece: Tensor, at: int, term: Term, index: Tensor | None, pair: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Add one term to `piece`, entries [at, at + n) of a tensor. pair: U and V of a direction of low rank."""
+        coefficient, direction = term
+        if index is None and direction.buffer:
+            piece += self.buffers[direction.buffer][name].view(-1)[at : at + piece.numel()] * coefficient
+        elif index is None and pair is None:
+            drawn = coefficient * self.length(direction), direction.step, direction.draw
+            self.noise.walk(name, piece, [drawn], start=at)
+        else:
+            if index is None:
+                inside = torch.arange(at, at + piece.numel(), device=piece.device)
+            else:
+                inside = index[(index >= at) & (index < at + piece.numel())]
+            if pair is None:
+                change = self._single(name, inside, coefficient, direction)
+            else:
+                change = self._low_rank(name, inside, coefficient, pair)
+            piece[inside - at] += change.values.to(piece.dtype)
+
+
+def _rise(old: Tensor, new: Tensor) -> float:
+    """‖new‖² - ‖old‖², in double precision."""
+    return float((new.double().square() - old.double().square()).sum())
 
 
 def _scale(rows: Tensor, factors: list[float]) -> None:

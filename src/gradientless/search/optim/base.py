@@ -545,10 +545,13 @@ class ForwardOptimizer(torch.optim.Optimizer):
             weight = group.get("penalty", 0.0)
             if not weight:
                 continue
-            if changes is None:
-                changes = self.space.deltas(points)
+            if self.walking:  # which holds no copy of the weights, nor of what points change
                 self.space.settle()
-            for i, squared in enumerate(self.space.squared_norms(name, changes)):
+                squares = self.space.squared_norms_at(name, points)
+            else:
+                changes = self.space.deltas(points) if changes is None else changes
+                squares = self.space.squared_norms(name, changes)
+            for i, squared in enumerate(squares):
                 total[i] += weight * (squared if group.get("squared") else math.sqrt(max(squared, 0.0)))
         return total
 
