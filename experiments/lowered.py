@@ -1,6 +1,7 @@
 """Whether runs lower the held-out loss, or error: every held-out row before and after, paired.
 
-    python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/SST-2
+    python experiments/lowered.py experiments/without_derivative.toml --data path/to/SST-2
+    python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/data  # with sst2/ and trec/
 
 The weights are those after the last step, not of the best evaluation, so that the held-out rows choose nothing. Runs
 that have ended are not run again. `against = "zero-shot"` compares with the prompted model as it is, where a run starts
@@ -115,7 +116,7 @@ def report(results: dict[str, dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--data", required=True, help="a folder with the task's files")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with the task's files, or those of its runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/lowered"), help="where the run folders go")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     arguments = parser.parse_args()
@@ -123,7 +124,8 @@ def main() -> None:
     results = {}
     for name, own in table["runs"].items():
         against = own.pop("against", None)
-        settings = {**table["common"], "data.path": arguments.data, **own}
+        data = str(arguments.data / own.pop("folder", ""))
+        settings = {**table["common"], "data.path": data, **own}
         settings["checkpoint_every"] = settings["evaluate_every"] = settings["steps"]
         place = arguments.runs / arguments.table.stem / name.replace(" ", "-")
         results[name] = differences(settings, place, arguments.threads, against)

@@ -148,17 +148,18 @@ def report(results: dict[str, Any], table: dict[str, Any], out: Path) -> None:
             + f"| {mean['peak_memory_mib']:,.0f} MiB | {len(runs)} |"
         )
     lines.append("")
-    base_row = table.get("baseline", "AdamW")
-    first = next((name for name in results if name.startswith(base_row)), None)
+    baseline = table.get("baseline", "AdamW")
+    first = next((name for name in results if name.startswith(baseline)), None)
     hours = sum(row.get("tuning_seconds", 0.0) for row in results.values()) / 3600
     if hours:
         lines += [f"- the settings were chosen in {hours:.2f} hours of runs on a part of the training split"]
-    if first is not None:
-        base = {r["seed"]: r["last"]["accuracy"] for r in results[first]["runs"]}
-        for name, row in results.items():
-            pairs = [r["last"]["accuracy"] - base[r["seed"]] for r in row["runs"] if r["seed"] in base]
-            if name != first and pairs:
-                lines.append(f"- {name} minus {first}, paired by seed: {interval(pairs)}")
+    against = [(name, first) for name in results if first is not None and name != first]
+    for name, base_row in [*against, *table.get("pairs", [])]:
+        if name in results and base_row in results:
+            base = {r["seed"]: r["last"]["accuracy"] for r in results[base_row]["runs"]}
+            pairs = [r["last"]["accuracy"] - base[r["seed"]] for r in results[name]["runs"] if r["seed"] in base]
+            if pairs:
+                lines.append(f"- {name} minus {base_row}, paired by seed: {interval(pairs)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -154,7 +154,8 @@ def test_options_of_surfaces_are_documented_with_the_surfaces_and_defaults():
         assert set(own) <= set(SurfaceConfig.model_fields), surface
         for name, default in own.items():
             if SurfaceConfig.model_fields[name].default is None and name not in ("hidden", "start"):
-                shown = {inspect.Parameter.empty: "required", None: "all"}.get(default, str(default))
+                plainly = str(default).lower() if isinstance(default, bool) else str(default)
+                shown = {inspect.Parameter.empty: "required", None: "all"}.get(default, plainly)
                 assert told[name][surface] in (shown, f"{shown} of the blocks"), (surface, name)
     for name, surfaces in told.items():
         assert set(surfaces) == {s for s, kind in SURFACES.items() if name in options_of(kind)}, name

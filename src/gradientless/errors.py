@@ -10,6 +10,13 @@ class UserError(ValueError):
     """Something the user can mend. The message is one line: *owner: requirement, got value*."""
 
 
+def whole(owner: str, what: str, value: object) -> int:
+    """`value`, which is a whole number; raises `UserError` for anything else, true and false included."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{owner}: {what} must be a whole number, got {value!r}")
+    return value
+
+
 def unknown(owner: str, kind: str, name: object, known: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not registered, with the nearest name and all known ones."""
     names = sorted(known)

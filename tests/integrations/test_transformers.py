@@ -18,8 +18,9 @@ from tiny_trainer import make_arguments, make_model, make_rows, make_trainer
 from torch.nn.functional import cross_entropy
 
 import gradientless
-from gradientless import GLD, STP, UserError
-from gradientless.integrations.transformers import _Batch, fingerprint
+from gradientless import GLD, STP, MeZO, UserError
+from gradientless.integrations.transformers import _Batch
+from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS
 from pages import ROOT
 
@@ -107,6 +108,23 @@ def test_a_resumed_run_ends_with_the_same_bits_and_replays(kind, tmp_path):
         again = OPTIMIZERS[method](model.named_parameters(), **options, seed=1)
         again.replay(tmp_path / folder / "trajectory.bin")
         assert equal(weights(model), weights(straight.model)), folder
+        other = OPTIMIZERS[method](make_model(seed=9, frozen=True).named_parameters(), **options, seed=1)
+        with pytest.raises(UserError, match="parameters must be those that the log starts from"):
+            other.replay(tmp_path / folder / "trajectory.bin")
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_directions_of_low_rank_of_a_large_model(ready, tmp_path, monkeypatch):
+    """Probes inside the modules, as the log says: were the model small, copies would be made."""
+    monkeypatch.setattr("gradientless.search.evaluators.SMALL", 0)
+    options, model = {"lr": 1e-3, "eps": 1e-3, "rank": 1, "seed": 1}, make_model()
+    named = MeZO(model.named_parameters(), **options)
+    trainer = make_trainer(tmp_path, "mezo", options, model, {"optimizers": (named, None)} if ready else None)
+    trainer.train()
+    assert trainer.state.global_step == 8 and (named.t == 8) is ready
+    again = make_model()
+    MeZO(again.named_parameters(), **options).replay(tmp_path / "trajectory.bin")
+    assert equal(weights(again), weights(trainer.model)) and not equal(weights(again), weights(make_model()))
 
 
 class Stop(transformers.TrainerCallback):
@@ -217,6 +235,16 @@ def test_the_named_method_takes_rate_decay_and_seed_from_the_arguments(tmp_path)
     assert (group["lr"], group["weight_decay"], group["eps"]) == (3e-4, 0.2, 1e-2)
     assert optimizer.state_dict()["search"]["seed"] == 7
     assert set(group["names"]) == set(weights(trainer.model))
+
+
+def test_weight_decay_leaves_normalisations_of_any_shape_alone(tmp_path):
+    model = make_model()
+    norm = model.bert.embeddings.LayerNorm
+    norm.weight = torch.nn.Parameter(norm.weight.detach().unsqueeze(0))  # of two dimensions, as some models have it
+    trainer = make_trainer(tmp_path, "mezo", {"lr": 1e-2}, model, weight_decay=0.2)
+    decayed = trainer.create_optimizer().decay()
+    kinds = {type(module) for name, module in model.named_modules() for key in decayed if key == f"{name}.weight"}
+    assert kinds == {torch.nn.Linear, torch.nn.Embedding}
 
 
 def adamw(model):

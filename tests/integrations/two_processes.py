@@ -14,7 +14,7 @@ import transformers  # noqa: E402
 from tiny_trainer import make_model, make_trainer  # noqa: E402
 
 from gradientless.errors import UserError  # noqa: E402
-from gradientless.integrations.transformers import fingerprint  # noqa: E402
+from gradientless.search.fingerprint import fingerprint  # noqa: E402
 
 
 class Parting(transformers.TrainerCallback):

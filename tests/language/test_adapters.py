@@ -19,7 +19,7 @@ from gradientless.language.surfaces.adapter import BASE, block_linears
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.lora import Ia3Surface, LoraSurface
 from gradientless.language.surfaces.part import BiasSurface, LayersSurface
-from gradientless.language.surfaces.prefix import NAME, PrefixSurface, PromptSurface
+from gradientless.language.surfaces.prefix import NAME, NETWORK, PrefixSurface, PromptSurface
 from gradientless.language.surfaces.products import Watch, measure
 from gradientless.language.surfaces.side_lora import SideLinear, SideLoraSurface
 from gradientless.search.optim import OPTIMIZERS
@@ -193,6 +193,73 @@ class TestVirtualTokens:
             found = opened(**tokens).logits[:, -written.shape[1] :]
             assert torch.equal(found[written], surface.model(**tokens).logits[written])
 
+    @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+    def test_peft_opens_a_prompt_of_a_masked_model(self, kind, folder, tmp_path):
+        surface = train(make("prompt", kind, folder))
+        surface.save(tmp_path)
+        base = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / BASE)
+        opened = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
+        tokens = {n: t for n, t in batch_of(surface)[0].items() if n in ("input_ids", "attention_mask")}
+        written = tokens["attention_mask"].bool()
+        with torch.no_grad():
+            found = opened(**tokens).logits[:, -written.shape[1] :]
+            assert torch.equal(found[written], surface.model(**tokens).logits[written])
+
+
+class TestReparameterised:
+    """A prefix that the network of Li and Liang makes."""
+
+    @pytest.mark.parametrize("kind", ["opt", "llama"])
+    def test_starts_as_the_plain_one_trains_and_is_saved(self, kind, folder, tmp_path):
+        plain, surface = make("prefix", kind, folder), make("prefix", kind, folder, reparameterise=True)
+        torch.testing.assert_close(surface.virtual, plain.virtual, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(surface), logits(plain), atol=1e-4, rtol=1e-4)
+        names = set(surface.trainable())
+        assert {name.rpartition(".")[0] for name in names} == {NETWORK} and len(names) == 5
+        frozen = {n: t.clone() for n, t in surface.model.state_dict().items() if n not in names}
+        start = {n: t.detach().clone() for n, t in surface.trainable().items()}
+        moved = logits(train(surface))
+        state = surface.model.state_dict()
+        assert all(torch.equal(state[n], tensor) for n, tensor in frozen.items())
+        assert all(not torch.equal(state[n], tensor) for n, tensor in start.items())
+        surface.save(tmp_path)
+        assert torch.equal(logits(surface), moved)
+        again = PrefixSurface.load(tmp_path)
+        assert torch.equal(logits(again), moved) and set(again.trainable()) == names
+        assert again.options == surface.options and "reparameterise True" in again.describe()
+
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / BASE)
+        opened = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
+        tokens = {n: t for n, t in batch_of(surface)[0].items() if n in ("input_ids", "attention_mask")}
+        written = tokens["attention_mask"].bool()
+        with torch.no_grad():
+            assert torch.equal(opened(**tokens).logits[written], surface.model(**tokens).logits[written])
+        (tmp_path / "prefix_network.safetensors").write_bytes(b"no")
+        with pytest.raises(UserError, match=r"prefix_network.safetensors: must hold the prefix's network, got none or"):
+            PrefixSurface.load(tmp_path)
+
+    def test_the_network_is_the_papers(self, folder):
+        """tanh between two layers, in float64 NumPy; d is the width of a layer's keys."""
+        surface = make("prefix", "llama", folder, reparameterise=True, start="random")
+        E, W1, b1, W2, b2 = (t.detach().double().numpy() for t in surface.network.parameters())
+        width = 2 * 4  # two heads of keys, of four entries
+        assert E.shape == (3, width) and W1.shape == (width, width) and W2.shape == (4 * 2 * width, width)
+        np.testing.assert_allclose(
+            surface.virtual.detach().numpy(), np.tanh(E @ W1.T + b1) @ W2.T + b2, rtol=1e-5, atol=1e-6
+        )
+        plain = make("prefix", "llama", folder, start="random")
+        assert surface.virtual.shape == plain.virtual.shape
+        other = make("prefix", "llama", folder, reparameterise=True, start="random", seed=4)
+        assert not torch.equal(surface.virtual, other.virtual)
+
+    def test_more_tokens_than_it_is_wide(self, folder):
+        """Then "real" is as near as the network gets: nearer than their mean."""
+        plain = make("prefix", "llama", folder, tokens=12)
+        surface = make("prefix", "llama", folder, tokens=12, reparameterise=True)
+        rest = (surface.virtual - plain.virtual).square().sum()
+        mean = (plain.virtual.mean(dim=0) - plain.virtual).square().sum()
+        assert 1e-6 < rest < 0.9 * mean
+
 
 class TestSideLora:
     def test_forward_and_backward_by_hand(self):
@@ -356,6 +423,14 @@ def test_what_is_tuned(folder):
         ("prompt", {"start": "reel"}, "prompt: unknown start 'reel'; did you mean 'real'"),
         ("prefix", {}, "prefix: the model must be a causal one, got a masked model"),
         ("layers", {"pattern": "["}, r"layers: pattern must be a regular expression, got '\['"),
+        ("lora", {"targets": []}, r"^lora: targets must be one pattern or a list of at least one, got \[\]$"),
+        ("side_lora", {"targets": ()}, r"^side_lora: targets must be one pattern or a list of at least one, got \[\]$"),
+        ("lora", {"targets": [1]}, r"^lora: targets must be one pattern or a list of at least one, got \[1\]$"),
+        ("lora", {"targets": 1.5}, "^lora: targets must be one pattern or a list of at least one, got 1.5$"),
+        ("layers", {"pattern": []}, r"^layers: pattern must be one pattern or a list of at least one, got \[\]$"),
+        ("lora", {"rank": 1.5}, "^lora: rank must be a whole number, got 1.5$"),
+        ("side_lora", {"rank": True}, "^side_lora: rank must be a whole number, got True$"),
+        ("prompt", {"tokens": 2.0}, "^prompt: tokens must be a whole number, got 2.0$"),
     ],
 )
 def test_errors(name, options, message, folder):
@@ -363,11 +438,39 @@ def test_errors(name, options, message, folder):
         make(name, "bert", folder, **options)
 
 
+def test_one_text_is_one_pattern(folder):
+    for name in ("lora", "side_lora"):
+        several = {"targets": ["value", "attention.output.dense"]}
+        assert make(name, "bert", folder, **several).trainable().keys() == {
+            n for n in make(name, "bert", folder).trainable() if ".value." in n or "attention.output.dense." in n
+        }
+        both = "|".join(f".*[.]{target}" for target in several["targets"])
+        assert make(name, "bert", folder, targets=both).options["targets"] == [both]
+
+
+def test_a_pooler_that_no_score_depends_on_is_not_tuned(tmp_path):
+    transformers.BertModel(families.config_of("bert")).save_pretrained(tmp_path)  # a pooler with it
+    families.make_tokenizer(True).save_pretrained(tmp_path)
+
+    def models(_):
+        return str(tmp_path)
+
+    line = "^layers: pattern must match a tensor that the scores depend on, got 'pooler', which matches model.pooler."
+    with pytest.raises(UserError, match=line):
+        make("layers", "bert", models, "head", pattern="pooler", head="linear")
+    surface = make("layers", "bert", models, "head", pattern="dense", head="linear")
+    assert "model.pooler.dense.weight" in dict(surface.model.named_parameters())
+    assert not [name for name in surface.trainable() if "pooler" in name]
+    assert all(tensor.grad is not None for tensor in train(surface, 1).trainable().values())
+
+
 def test_more_errors(folder, models, tmp_path):
     with pytest.raises(UserError, match="bias: the model must have biases, got none"):
         make("bias", "llama", folder)
     with pytest.raises(UserError, match="side_lora: the model must have linear layers in its blocks, got none"):
         SideLoraSurface.create(models("gpt2"), LABELS, max_length=16, readout="head")
+    with pytest.raises(UserError, match="ia3: the model must have linear layers in its blocks, got none"):
+        Ia3Surface.create(models("gpt2"), LABELS, max_length=16, readout="head")
     surface = make("side_lora", "bert", folder)
     surface.save(tmp_path)
     with pytest.raises(UserError, match="must be of a model of surface 'lora', got 'side_lora'"):

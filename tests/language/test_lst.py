@@ -186,6 +186,71 @@ def test_a_window_is_combined_by_attention(placement, rung, folder):
             np.testing.assert_allclose(found[b, t].numpy(), expected, atol=1e-5)
 
 
+def test_all_features_are_pooled(folder):
+    """Every ladder reads every layer, whatever k is, and `mean` is their mean."""
+    surface = make("bert", folder, KLstSurface, k=9, window="all", combine="mean")
+    ladder = surface.model.side["stack"]
+    assert not ladder.queries and not hasattr(ladder, "positions")
+    generator = torch.Generator().manual_seed(1)
+    state, *values = (torch.randn(2, 5, 4, generator=generator) for _ in range(5))
+    for rung, seen in enumerate(ladder.windows):
+        assert [layer for layer, _ in seen] == [0, 1, 2, 3]
+        mean = np.mean([value.double().numpy() for value in values], axis=0)
+        np.testing.assert_allclose(ladder._combined(rung, state, values).numpy(), mean, atol=1e-6)
+    assert make("bert", folder, KLstSurface, k=9, window="all").describe()
+
+
+@pytest.mark.parametrize(
+    ("down", "sharing", "placement"),
+    [("low-rank", "feature", "trailing"), ("low-rank", "shared", "all"), ("linear", "shared", "centred"),
+     ("linear", "rung", "trailing"), ("pool", "feature", "all")],
+)  # fmt: skip
+def test_the_ladder_with_windows_is_written_out(down, sharing, placement, folder):
+    """s_i = layer_i(μ mean_j D h_j + (1 - μ) s_{i-1}), with every D as plain matrices, which one as `sharing` says."""
+    options = {"down": down, "sharing": sharing, "window": placement, "k": 2, "rank": 2, "combine": "mean"}
+    surface = train(make("bert", folder, KLstSurface, "classifier", **options))
+    batch, _ = batch_of(surface)
+    side, ladder = surface.model.side, surface.model.side["stack"]
+
+    def lowered(rung, layer, states):
+        if down == "pool":
+            return torch.stack([states[..., 4 * i : 4 * i + 4].sum(-1) / 4 for i in range(4)], dim=-1)
+        module = ladder.downs[{"feature": str(layer), "rung": str(rung), "shared": "all"}[sharing]]
+        if down == "low-rank":
+            first, second = module
+            return states @ first.weight.T @ second.weight.T + second.bias
+        return states @ module.weight.T + module.bias
+
+    with torch.no_grad():
+        hidden = surface.body(**batch, output_hidden_states=True).hidden_states
+        mask = (1.0 - batch["attention_mask"][:, None, None].float()) * torch.finfo(torch.float32).min
+        s = ladder.first(hidden[0])
+        for i, layer in enumerate(ladder.stack.encoder.layer):
+            seen = {"trailing": range(max(0, i - 1), i + 1), "centred": range(max(0, i - 1), i + 1), "all": range(4)}
+            read = [lowered(i, j, hidden[j + 1]) for j in seen[placement]]
+            mu = torch.sigmoid(ladder.gates[i] / 0.1)
+            s = layer(mu * sum(read) / len(read) + (1 - mu) * s, attention_mask=mask)
+            s = s[0] if isinstance(s, tuple) else s
+        pooled = (side["up"](s) * batch["attention_mask"][..., None]).sum(1) / batch["attention_mask"].sum(1)[:, None]
+        torch.testing.assert_close(logits(surface), surface.model.head(pooled), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
+def test_the_last_layers_are_unfrozen(kind, folder):
+    """The backbone's last n layers move (an encoder-decoder's decoder's), and no other tensor of it."""
+    surface = make(kind, folder, KLstSurface, "classifier", k=2, unfrozen=2)
+    before = bits(surface.model.backbone.state_dict().items())
+    train(surface)
+    after = surface.model.backbone.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    last = (".block.2.", ".block.3.") if kind == "t5" else (".2.", ".3.")
+    assert moved and moved == {
+        f"{n}".removeprefix("backbone.") for n in surface.trainable() if n.startswith("backbone.")
+    }
+    assert all(any(part in name for part in last) and not name.startswith("encoder.block") for name in moved)
+    assert any(last[0] in name for name in moved) and any(last[1] in name for name in moved)
+
+
 def test_down_sampling_and_its_sharing(folder):
     states = torch.arange(8.0).reshape(1, 1, 8)
     assert ChannelPool(2)(states).tolist() == [[[1.5, 5.5]]]
@@ -338,6 +403,13 @@ class TestPruning:
         assert surface.model.side["stack"].layers()[0].attention.q_lin.weight.shape == (1, 1)
         assert torch.isfinite(logits(surface)).all()
 
+    def test_magnitude_scores_are_absolute_values(self, folder):
+        surface = make("bert", folder)
+        for name, found in magnitudes(surface.body, surface.body.config, "lst").items():
+            weight = surface.body.get_parameter(name).detach().abs()
+            torch.testing.assert_close(found[0], weight.sum(1), check_dtype=False)
+            torch.testing.assert_close(found[1], weight.sum(0), check_dtype=False)
+
     def test_fisher_scores_are_mean_squared_gradients(self, folder):
         surface = make("opt", folder)
         encoded = surface.encode(EXAMPLES)
@@ -444,6 +516,18 @@ def test_half_precision_backbone(folder):
         ({"readout": "haed"}, "unknown readout 'haed'"),
         ({"pooling": "max"}, "unknown pooling 'max'"),
         ({"max_length": 100}, "max_length must be from 1 to 32"),
+        ({"reduction": 2.0}, "^k_lst: reduction must be a whole number, got 2.0$"),
+        ({"k": 1.5}, "^k_lst: k must be a whole number, got 1.5$"),
+        ({"layers": [1.0]}, r"^k_lst: layers must be a whole number or a list of whole numbers, got \[1.0\]$"),
+        ({"layers": "12"}, "^k_lst: layers must be a whole number or a list of whole numbers, got '12'$"),
+        ({"layers": True}, "^k_lst: layers must be a whole number or a list of whole numbers, got True$"),
+        ({"layers": []}, r"^k_lst: layers must be rising numbers from 0 to 3, got \[\]$"),
+        ({"fisher_rows": 1.5}, "^k_lst: fisher_rows must be a whole number, got 1.5$"),
+        ({"unfrozen": 1.0}, "^k_lst: unfrozen must be a whole number, got 1.0$"),
+        (
+            {"layers": [0], "k": 1, "unfrozen": 1},
+            "^k_lst: unfrozen needs a ladder that reads the model's last layer, 3, got none behind layer 0: ",
+        ),
     ],
 )
 def test_errors(options, message, folder):

@@ -49,6 +49,13 @@ def test_a_tensor_of_at_most_s_entries_moves_whole(surface):
     assert whole == {name: name != "head.dense.weight" for name in SHAPES}  # out.weight has just the 12 entries
 
 
+def test_weight_decay_leaves_normalisations_of_any_shape_alone():
+    surface = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm((2, 4)))
+    surface.trainable = lambda: {f"tuned.{name}": tensor for name, tensor in surface.named_parameters()}
+    config = config_of("optimizer.name=mezo", "optimizer.lr=0.5", "optimizer.weight_decay=0.5")
+    assert make_optimizer(config, surface).decay() == {"tuned.0.weight": 0.75}
+
+
 def test_a_schedule_of_a_tensors_own(surface):
     rule = "{pattern='head.dense.*', radius=0.1, schedule={name='linear', floor=0.5}}"
     config = config_of("optimizer.radius=0.2", "schedule.name=cosine", f"tensors=[{rule}]")

@@ -480,10 +480,11 @@ def test_a_head_starts_from_the_linear_probe(train, capsys):
     assert "bit-equal to the run yes" in told(capsys.readouterr().out)
 
 
-def test_a_budget_of_forward_passes_ends_a_run(train):
-    code, run = train("llama", "mezo", *MEZO, "forward_passes=25")
+@pytest.mark.parametrize(("limits", "steps"), [((), 11), (("steps=30",), 11), (("steps=4",), 4)])
+def test_the_shorter_of_steps_and_forward_passes_ends_a_run(limits, steps, train):
+    code, run = train("llama", "mezo", *MEZO, "forward_passes=25", *limits)
     summary = summary_of(run)
-    assert code == 0 and (summary["steps"], summary["forward_passes"]) == (11, 24)
+    assert code == 0 and (summary["steps"], summary["forward_passes"]) == (steps, 2 + 2 * steps)
 
 
 def test_a_prompt_of_ones_own(train, capsys):

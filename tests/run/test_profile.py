@@ -78,6 +78,27 @@ def test_a_peak_is_above_the_start_and_can_begin_again():
     assert later <= first and (later < 30 or sys.platform != "linux")
 
 
+def test_freed_memory_is_not_loaded_memory():
+    """The C library keeps what lies between pieces in use; its next use is above the start."""
+    pieces = [torch.ones(size) for size in (25_000, 10) * 1000]
+    small = pieces[1::2]
+    del pieces
+    memory = PeakMemory("cpu")
+    again = [torch.ones(25_000) for _ in range(1000)]
+    assert 85 < memory.mib() < 150 and len(small) == len(again)
+
+
+def test_parts_have_peaks_of_their_own():
+    memory = PeakMemory("cpu")
+    sizes = {"large": 20_000_000, "small": 1_000_000}
+    for part in ("small", "large", "small"):
+        block = torch.ones(sizes[part])
+        del block
+        memory.end(part)
+    assert 75 < memory.peaks["large"] == memory.highest < 150
+    assert memory.peaks["small"] < 30 or sys.platform != "linux"
+
+
 class TestFigures:
     def test_what_backpropagation_keeps(self, tiny_model):
         """AdamW holds a gradient and two moments of every weight; MeZO, walking, none of them."""
@@ -97,6 +118,7 @@ class TestFigures:
         counted = SideLoraSurface.create(tiny_model, ("a", "b"), rank=2, max_length=12).products()
         assert (found.tuned, found.registered, found.share) == (counted.tuned, counted.registered, counted.share)
         assert (found.products, found.multiplies) == (counted.calls, counted.multiplies)
+        assert found.touched == counted.touched >= found.tuned
 
     def test_what_is_done_before_the_first_step_stands_alone(self, tiny_model):
         assert figures(tiny_model, "lst", "adamw", "surface.reduction=4").start is not None
@@ -186,7 +208,7 @@ def a_case(name: str = "lora") -> Case:
 
 FIGURES = Figures(
     batch_size=8, loaded=1000.0, peak=200.0, start=None, tensors=150.0, weights=400.0, seconds=0.5, tuned=10,
-    registered=100, share=0.1, products=4, multiplies=2_500_000,
+    registered=100, touched=50, share=0.1, products=4, multiplies=2_500_000,
 )  # fmt: skip
 
 
@@ -249,7 +271,7 @@ class TestCommand:
         assert inference["products"] == mezo["products"] == 0 < adamw["products"] and "why" in failed[0]
         assert kept["length"] == 12 and kept["batch_size"] == 4 and kept["device"] == "cpu"
         lines = (tmp_path / "p" / "profile.md").read_text("utf-8").split("\n")
-        assert lines[0].startswith("| what | tuned | registered | backward products | peak, MiB | ")
+        assert lines[0].startswith("| what | tuned | registered | touched | backward products | peak, MiB | ")
         assert lines[3].startswith("| bias + adamw | ") and f"| {adamw['products']}, " in lines[3]
         assert " none |" in lines[4] and lines[5].startswith("| prefix + adamw |  |")
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_models import make_tokenizer
 
 import tiny_run
 from gradientless import cli
@@ -25,6 +26,7 @@ from gradientless.language.tasks import Example
 from gradientless.run import train as training
 from gradientless.run.assemble import make_surface
 from gradientless.run.config import RunConfig
+from gradientless.run.profile import measure
 from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
 from pages import ROOT, blocks
@@ -161,6 +163,58 @@ def test_recipes_run_stop_resume_and_replay(title, command, tmp_path, monkeypatc
     assert gradientless("predict", str(run), "a good film") == 0
     assert gradientless("train", "--out", str(first), "--resume") == 2
     assert capsys.readouterr().err.startswith("out: must be a run, got a stage of")
+
+
+@pytest.mark.parametrize("readout", ["classifier", "masked"])
+@pytest.mark.parametrize("ladder", ["lst", "k_lst"])
+def test_mezo_then_a_ladder(ladder, readout, command, tmp_path):
+    """Of an encoder, as a classifier and as a masked language model: the ladder stands beside what MeZO tuned."""
+    text = f"""
+        steps = 2
+        [[stages]]
+        surface.name = "full"
+        optimizer = {{name = "mezo", lr = 1e-3}}
+        [[stages]]
+        surface = {{name = "{ladder}", reduction = 4}}
+        optimizer = {{name = "adamw", lr = 1e-2}}
+    """
+    masked = ("prompt.text={text} film {mask}", "prompt.words.negative=bad", "prompt.words.positive=good")
+    read = ("surface.readout=head",) if readout == "classifier" else ("surface.readout=prompt", *masked)
+    windows = ("stages.2.surface.k=2",) if ladder == "k_lst" else ()
+    assert gradientless(*command(text, "masked", *read, *windows)) == 0
+    run = tmp_path / "run"
+    first, second = json.loads((run / "summary.json").read_text("utf-8"))["stages"].values()
+    assert first["leaves"]["model"] == "model" and (first["leaves"]["prompted"]) == (readout == "masked")
+    tuned = backbone.load_backbone(str(run / "stages" / "1-mezo-full" / "model")).state_dict()
+    made = SURFACES[ladder].load(run / "model")
+    assert made.prompted == (readout == "masked") and second["parameters"]["tuned"] < second["parameters"]["total"]
+    own = made.body.state_dict()
+    same = [name for name in own if not name.startswith("pooler.")]
+    assert same and all(torch.equal(own[name], tuned[name]) for name in same)
+
+
+def test_memory_is_that_of_each_stage_alone(command, tmp_path):
+    """A stage like the one before takes what that one took, and its steps what `profile` says of them."""
+    wide = transformers.BertConfig(
+        vocab_size=14, hidden_size=512, num_hidden_layers=2, num_attention_heads=8, intermediate_size=2048,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.BertModel(wide).save_pretrained(tmp_path / "wide")
+    make_tokenizer(True).save_pretrained(tmp_path / "wide")
+    text = 'optimizer = {name = "adamw", lr = 1e-5}\nsurface.name = "full"\nsteps = 2\n[[stages]]\n[[stages]]\n'
+    arguments = [f"model={tmp_path / 'wide'}" if a.startswith("model=") else a for a in command(text, "bert")]
+    assert gradientless(*arguments) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    first, second = summary["stages"].values()
+    for key in ("peak_memory_mib", "step_peak_memory_mib", "evaluation_peak_memory_mib"):
+        assert second[key] == pytest.approx(first[key], rel=0.3), key
+        assert summary[key] == max(first[key], second[key])
+    assert summary["step_peak_memory_mib"] > 90  # 25 MiB of weights, their gradients and two moments
+    for key in ("parameters", "backward_products", "seconds_a_step"):
+        assert list(summary[key].values()) == [first[key], second[key]]
+    config = RunConfig.load(tmp_path / "run" / "stages" / "1-adamw-full" / "config.toml")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": None}), "task": "sst2"})
+    assert measure(config, steps=1).peak == pytest.approx(second["step_peak_memory_mib"], rel=0.3)
 
 
 def test_killed_between_stages(command, tmp_path, monkeypatch):

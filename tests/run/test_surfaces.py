@@ -130,6 +130,32 @@ def test_runs_stops_resumes_and_replays(surface, method, command, tmp_path, monk
         assert all(torch.equal(kept[name], tensor) for name, tensor in replayed.items())
 
 
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bias": ("bert", ()),
+    "ia3": ("bert", ()),
+    "layers": ("bert", ("surface.pattern=layer.1",)),
+    "prefix": ("llama", ("surface.tokens=3", "surface.reparameterise=true", *ANSWERS)),
+    "prompt": ("bert", ("surface.tokens=3",)),
+}
+
+
+@pytest.mark.parametrize("method", ["adamw", "gld", "mezo walk"])
+@pytest.mark.parametrize("surface", PARTS)
+def test_parts_of_a_model_run(surface, method, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SURFACES, surface, PARTS[surface])
+    optimizer, options = METHODS[method]
+    assert gradientless(*command(surface, *options, optimizer=optimizer, steps=3)) == 0
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    assert 0 < summary["parameters"]["tuned"] < summary["parameters"]["total"]
+    assert (summary["backward_products"] > 0) == (optimizer == "adamw")
+    saved = load(run / "model").trainable()
+    assert sum(tensor.numel() for tensor in saved.values()) == summary["parameters"]["tuned"]
+    if optimizer != "adamw":
+        assert gradientless("replay", str(run)) == 0
+        assert re.search(r"bit-equal to the run +yes", capsys.readouterr().out)
+
+
 def test_a_start_that_rows_decide(command, tmp_path, rows, capsys):
     """Replay needs the rows of such a start, and the same ones; of any other start it needs none."""
     table = tmp_path / "rows.csv"
@@ -240,6 +266,43 @@ def test_the_backbone_runs_once_where_its_states_are_kept(method, command, tmp_p
             "surface.rank: surface 'lst' has no such option, got 4; those that have it: k_lst, lora, side_lora",
         ),
         ("lora", ("surface.rnk=4",), "bert", "surface: unknown key 'rnk'; did you mean 'rank'"),
+        (
+            "lora",
+            ("surface.targets=[]",),
+            "bert",
+            "lora: targets must be one pattern or a list of at least one, got []",
+        ),
+        (
+            "lora",
+            ("surface.name=layers", "surface.pattern=[]"),
+            "bert",
+            "layers: pattern must be one pattern or a list of at least one, got []",
+        ),
+        (
+            "lst",
+            ("surface.layers=true",),
+            "bert",
+            "surface.layers: must be a whole number >= 1, or a list of whole numbers >= 0, got true",
+        ),
+        (
+            "lst",
+            ("surface.layers=abc",),
+            "bert",
+            "surface.layers: must be a whole number >= 1, or a list of whole numbers >= 0, got 'abc'",
+        ),
+        (
+            "lst",
+            ("surface.layers=[0, -1]",),
+            "bert",
+            "surface.layers: must be a whole number >= 1, or a list of whole numbers >= 0, got [0, -1]",
+        ),
+        ("lst", ("surface.layers=[]",), "bert", "lst: layers must be rising numbers from 0 to 1, got []"),
+        (
+            "k_lst",
+            ("surface.layers=[0]", "surface.k=1", "surface.unfrozen=1"),
+            "bert",
+            "k_lst: unfrozen needs a ladder that reads the model's last layer, 1, got none behind layer 0",
+        ),
         ("lora", ("surface.name=loar",), "bert", "surface.name: unknown surface 'loar'; did you mean 'lora'"),
         ("lora", ("surface.name=layers",), "bert", "surface.pattern: must be given for surface 'layers', got nothing"),
         (

@@ -105,7 +105,8 @@ class TestARun:
         summary = summary_of(finished)
         assert MAJORITY < summary["metrics"]["accuracy"] <= 1 and 0 < summary["metrics"]["f1"] <= 1
         assert summary["steps"] == 150 and summary["forward_passes"] == 150 * 4 * 5 + 150 + 2
-        assert summary["seconds"] > 0 and summary["peak_memory_mib"] >= 0
+        parts = [summary[f"{part}_peak_memory_mib"] for part in ("start", "step", "evaluation")]
+        assert summary["seconds"] > 0 and summary["peak_memory_mib"] >= max(parts) >= min(parts) >= 0
         counts = {"tuned": 306, "registered": 5826, "touched": 0, "total": 5826, "share": 306 / 5826}
         assert summary["parameters"] == counts and summary["backward_products"] == 0
         assert 0 < summary["seconds_a_step"] < summary["seconds"]
@@ -290,6 +291,12 @@ class TestStopAndResume:
             f"gradientless train --out {tmp_path / 'stopped'} --resume"
         )
         assert not (tmp_path / "stopped" / "model").exists()
+        (state,) = (tmp_path / "stopped").glob("checkpoint-*/state.json")
+        record = json.loads(state.read_text("utf-8"))
+        progress = record["state"]["progress"]
+        assert progress["seconds"] > 0 and set(progress["peaks"]) == {"start", "step", "evaluation"}
+        progress["peaks"]["step"], progress["seconds"] = 1e6, 1000.0  # as if it had taken so much until then
+        state.write_text(json.dumps(record), "utf-8")
         monkeypatch.setattr(Run, "step", step)
         assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
         assert "resuming from step 25" in " ".join(capsys.readouterr().err.split())
@@ -299,6 +306,7 @@ class TestStopAndResume:
         own, other = summary_of(tmp_path / "stopped"), summary_of(straight)
         for key in ("metrics", "last", "forward_passes", "steps", "model_step", "base"):
             assert own[key] == other[key]
+        assert own["peak_memory_mib"] == own["step_peak_memory_mib"] == 1e6 and own["seconds"] > 1000
         timings = [json.loads(line)["seconds"] for line in (tmp_path / "stopped" / "timings.jsonl").open()]
         assert timings == sorted(timings) and own["seconds"] == pytest.approx(timings[-1], abs=1e-3)
 

@@ -424,6 +424,59 @@ def test_a_log_names_its_optimizer_tensors_and_groups(tmp_path):
             other.replay(tmp_path / "log")
 
 
+@pytest.mark.parametrize("evaluator", ["walk", "snapshot"])
+@pytest.mark.parametrize("key", ["gld", "mezo", "stp"])
+def test_a_log_names_the_weights_that_it_starts_from(key, evaluator, tmp_path):
+    params = make_params(torch.float32)
+    optimizer = make(key, "plain", params, evaluator=evaluator)
+    log = optimizer.record(tmp_path / "log")
+    train(optimizer, Closure(params), 4)
+    others = make_params(torch.float32)
+    with torch.no_grad():
+        others["dense.bias"][0].nextafter_(torch.tensor(9.0))  # one last bit
+    before = values(others)
+    message = (
+        f"must be those that the log starts from, with check sum {log.header['start']}, got [0-9a-f]{{8}}; another"
+    )
+    with pytest.raises(UserError, match=rf"^{optimizer.name}: parameters {message} base model\?$"):
+        make(key, "plain", others, evaluator=evaluator).replay(tmp_path / "log")
+    assert same(values(others), before)
+    turned = dict(reversed(make_params(torch.float32).items()))
+    make(key, "plain", turned, evaluator=evaluator).follow(log.header)  # the order of tensors is not their values
+
+
+def test_a_log_from_before_it_named_its_start_and_version_is_read(tmp_path):
+    """Its rates are doubles: 9 bytes in each of these steps."""
+    params = make_params()
+    optimizer = make("mezo", "plain", params)
+    optimizer.trajectory = Trajectory(tmp_path / "log", optimizer.header())
+    train(optimizer, Closure(params), 4)
+    again = make_params()
+    assert {len(payload) for payload in optimizer.trajectory} == {9 + 8}
+    assert make("mezo", "plain", again).replay(tmp_path / "log") == 4
+    assert same(values(again), values(params))
+
+
+def test_a_log_begun_in_the_middle_is_replayed_from_there(tmp_path):
+    params = make_params()
+    optimizer = make("mezo", "plain", params)
+    train(optimizer, Closure(params), 2)
+    state, middle = optimizer.state_dict(), values(params)
+    optimizer.record(tmp_path / "log")
+    train(optimizer, Closure(params), 4, first=2)
+    with pytest.raises(UserError, match="MeZO: replay must begin at step 2, as the log does, got an optimizer at st"):
+        make("mezo", "plain", make_params()).replay(tmp_path / "log")
+    replayer = make("mezo", "plain", make_params())
+    replayer.load_state_dict(state)
+    with pytest.raises(UserError, match="MeZO: parameters must be those that the log starts from"):
+        replayer.replay(tmp_path / "log")
+    again = make_params(values={name: value.numpy() for name, value in middle.items()})
+    replayer = make("mezo", "plain", again)
+    replayer.load_state_dict(state)
+    replayer.replay(tmp_path / "log")
+    assert same(values(again), values(params))
+
+
 def test_replay_with_predicted_radii_logs_less(tmp_path):
     rates = lambda t: [0.4 * schedules.linear(t, STEPS, FLOOR)]  # noqa: E731
     sizes, ends = [], []
@@ -441,7 +494,34 @@ def test_replay_with_predicted_radii_logs_less(tmp_path):
         sizes.append((tmp_path / f"{predicted is None}").stat().st_size)
         ends.append(values(params))
     assert same(*ends)
-    assert sizes[0] - sizes[1] == 9 * STEPS  # a count and a double each step
+    assert 0 < sizes[0] - sizes[1] < 9 * STEPS
+
+
+@pytest.mark.parametrize("key", ["mezo", "gld"])
+def test_scheduled_rates_are_read_from_a_saved_state_on_and_after_a_failed_step(key, tmp_path):
+    params = make_params()
+    optimizer = make(key, "plain", params)
+    log = optimizer.record(tmp_path / "log")
+    train(optimizer, Closure(params), 4)
+    state, middle = plain_state(optimizer.state_dict()), values(params)
+
+    def failing():
+        raise RuntimeError("out of memory")
+
+    train(optimizer, Closure(params), 2, first=4)
+    optimizer.param_groups[0]["lr"] *= 0.3
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(failing)
+    train(optimizer, Closure(params), 4, first=6)
+    again = make_params()
+    make(key, "plain", again).replay(tmp_path / "log")
+    assert same(values(again), values(params))
+    again = make_params(values={name: value.numpy() for name, value in middle.items()})
+    resumed = make(key, "plain", again)
+    resumed.load_state_dict(state)
+    for step in range(4, len(log)):
+        resumed.replay_step(log[step])
+    assert same(values(again), values(params))
 
 
 def test_a_second_log_begins_with_the_radii(tmp_path):

@@ -383,6 +383,33 @@ def test_a_log_says_how_it_was_walked(tmp_path):
         other.step(Bowl(params))
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["the closure has the model", "the optimizer has it"])
+def test_the_header_of_an_empty_log_follows_the_first_closure(given, tmp_path, monkeypatch):
+    """With directions of low rank it is the closure's model that decides against walking: known at the first step."""
+    monkeypatch.setattr("gradientless.search.evaluators.SMALL", 0)
+    model, x = nn.Linear(4, 3), torch.ones(2, 4)
+
+    def closure():
+        return float(model(x).double().square().sum())
+
+    before = values(dict(model.named_parameters()))
+    optimizer = TwoPoint(model.named_parameters(), rank=1, model=model if given else None)
+    optimizer.record(tmp_path / "log", {"base": "b"})
+    assert (optimizer.trajectory.header.get("evaluator") == "walk") is not given
+    closure.model = model
+    for _ in range(3):
+        optimizer.step(closure)
+    log = Trajectory.open(tmp_path / "log")
+    assert len(log) == 3 and "evaluator" not in log.header and log.header["base"] == "b"
+    again = {name: nn.Parameter(tensor.clone()) for name, tensor in before.items()}
+    TwoPoint(again.items(), rank=1).replay(log)
+    assert same(values(again), values(dict(model.named_parameters())))
+    del closure.model
+    if not given:
+        with pytest.raises(UserError, match="evaluator must be what the log's header says, one that leaves no trace"):
+            optimizer.step(closure)
+
+
 def test_a_step_that_fails_on_its_way_is_settled_and_ends_its_log(tmp_path):
     params = make_params()
     before = values(params)

@@ -71,7 +71,8 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the run.", rich_help_panel=METHOD)] = None,
     forward_passes: Annotated[
-        int | None, typer.Option(help="A budget of forward passes instead of steps.", rich_help_panel=METHOD)
+        int | None,
+        typer.Option(help="A budget of forward passes; with --steps too, the shorter holds.", rich_help_panel=METHOD),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step.", rich_help_panel=METHOD)] = None,
     micro_batch_size: Annotated[

@@ -12,7 +12,6 @@ import inspect
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers.trainer import OPTIMIZER_NAME
 
 from gradientless.errors import UserError, unknown
 from gradientless.language.backbone import checksum
+from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS, ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 
@@ -126,6 +126,8 @@ class ForwardTrainer(transformers.Trainer):
             assert kind is not None and model is not None
             takes = inspect.signature(kind).parameters
             options = {"seed": self.args.seed, **self.optimizer_options}
+            if "model" in takes:
+                options.setdefault("model", model)
             if "lr" in takes:
                 options.setdefault("lr", self.args.learning_rate)
             if self.args.weight_decay:
@@ -266,7 +268,7 @@ class ForwardTrainer(transformers.Trainer):
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_file.unlink(missing_ok=True)
         assert self.model is not None
-        optimizer.record(self._log_file, {"base": checksum(self.model), "first_step": optimizer.t})
+        optimizer.record(self._log_file, {"base": checksum(self.model)})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -333,13 +335,3 @@ class _Batch:
         sums = trainer.gathered([total, weight]).tolist()  # added up in one order, so that all get the same bits
         whole = sum(weight for _, weight in sums)
         return sum(value for value, _ in sums) / whole if whole else math.nan
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the bytes of all tensors, in their order."""
-    found = 0
-    for tensor in tensors.values():
-        raw = tensor.detach().reshape(-1).view(torch.uint8)
-        for piece in raw.split(1 << 24):
-            found = zlib.crc32(piece.cpu().numpy(), found)
-    return found

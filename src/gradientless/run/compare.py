@@ -23,6 +23,7 @@ from gradientless.language.tasks import Splits
 from gradientless.run.config import NOT_RESULTS, RunConfig
 from gradientless.run.evaluation import evaluate_folder, load_splits
 from gradientless.run.layers import parse_value, shown
+from gradientless.run.memory import give_back
 from gradientless.run.named import is_own
 from gradientless.run.report import Column, markdown_table, percent, table_cells
 from gradientless.run.runfolder import RunFolder, write_atomically, write_json
@@ -315,6 +316,7 @@ def _agree(method: Method, config: RunConfig, lines: Sequence[str]) -> None:
 
 def _measured(method: Method, config: RunConfig, splits: Splits, out: Path, console: Console) -> dict[str, Any]:
     """accuracy, f1 and loss on the held-out rows, forward passes, seconds and peak memory."""
+    give_back()  # of the method before: no part of this one's loaded model
     rows = held_out(splits)
     if not rows:
         raise UserError("data: there must be test or validation rows to score on, got none")

@@ -107,6 +107,15 @@ def _check_subset(value: Any) -> Any:
     return value
 
 
+def _check_layers(value: Any) -> Any:
+    count = type(value) is int and value >= 1
+    numbers = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    if value is not None and not (count or numbers):
+        wanted = "a whole number >= 1, or a list of whole numbers >= 0"
+        raise UserError(f"surface.layers: must be {wanted}, got {shown(value)}")
+    return value
+
+
 def _check_stages(value: Any) -> Any:
     if not isinstance(value, (list, tuple)) or not all(isinstance(table, Mapping) for table in value):
         raise UserError(f"stages: must be a list of tables, got {shown(value)}")
@@ -297,8 +306,9 @@ class SurfaceConfig(_Section):
     targets: Names | None = None
     pattern: Names | None = None
     tokens: Count | None = None
+    reparameterise: bool | None = None
     reduction: Count | None = None
-    layers: Count | tuple[Natural, ...] | None = None
+    layers: Annotated[int | tuple[int, ...] | None, BeforeValidator(_check_layers)] = None
     temperature: Number | None = None
     init: str | None = None
     fisher_rows: Count | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import sys
 import weakref
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from gradientless.errors import UserError
+from gradientless.search.optim import MeZO
 
 
 class PeakMemory:
@@ -23,11 +26,17 @@ class PeakMemory:
 
     On CUDA the allocator's own count. On a CPU the resident memory of the process: on Linux its high-water mark is
     reset at the start; elsewhere the mark of the whole process so far is all there is, so the figure is an upper bound.
+    What the C library keeps of freed memory is handed back first: what takes its place later would not be seen.
+    `give_back` before, where something large was in use before that may stand in circles.
+
+    peaks: of the parts that have ended (`end`).
     """
 
     def __init__(self, device: str):
         self._cuda = device.startswith("cuda")
         self._device = device
+        self.peaks: dict[str, float] = {}
+        trim()
         self.again()
         if self._cuda:
             self.start = float(torch.cuda.memory_allocated(device))
@@ -46,6 +55,46 @@ class PeakMemory:
     def mib(self) -> float:
         peak = float(torch.cuda.max_memory_allocated(self._device)) if self._cuda else _resident_peak()
         return max(0.0, peak - self.start) / 2**20
+
+    def end(self, part: str) -> None:
+        """What was in use since the last call was of `part`, whose highest peak is kept; a new part begins."""
+        self.peaks[part] = max(self.peaks.get(part, 0.0), self.mib())
+        trim()  # or the next part would stand on what this one freed
+        self.again()
+
+    @property
+    def highest(self) -> float:
+        """Of all parts and of what is going on, MiB."""
+        return max(self.mib(), *self.peaks.values(), 0.0)
+
+
+def loaded(module: nn.Module, searches: bool) -> None:
+    """Make what is in use a loaded model and no less, before a peak above it is measured.
+
+    Reads the weights, which may still lie in a file that is read as they are used, and does, once a process, a small
+    step that loads and compiles what any first step does. searches: whether steps are to be forward passes alone.
+    """
+    for tensor in {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values():
+        tensor.sum()
+    _first_step(searches)
+
+
+@functools.cache
+def _first_step(searches: bool) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401 (loaded by the first run's log)
+
+    weight = nn.Parameter(torch.zeros(4, 4))
+
+    def loss() -> torch.Tensor:
+        states = nn.functional.layer_norm(torch.ones(1, 2, 4) @ weight, (4,))
+        states = nn.functional.scaled_dot_product_attention(states, states, states)
+        return nn.functional.cross_entropy(nn.functional.gelu(states)[0], torch.tensor([0, 1]))
+
+    if searches:
+        MeZO([("weight", weight)], lr=1e-3, seed=0).step(loss)
+    else:
+        loss().backward()
+        torch.optim.AdamW([weight]).step()
 
 
 class TensorBytes(TorchDispatchMode):
@@ -81,10 +130,15 @@ class TensorBytes(TorchDispatchMode):
 
 
 def give_back() -> None:
-    """Hand what was freed back to the system, where its allocator would keep it."""
+    """Free what nobody uses any more, and hand it back to the system, where its allocator would keep it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Hand what was freed of the processor's memory back to the system."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
 

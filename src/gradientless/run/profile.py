@@ -69,7 +69,7 @@ class Figures:
     loaded: in use before the first step (on a CPU, of the whole process with its libraries). peak: of the steps, above
     that. start: the same of what the surface does with rows before the first step; None where it does nothing. tensors:
     bytes of tensors alone; None on CUDA, where `peak` is that. weights: of the model. seconds: a step, the median.
-    products, multiplies: of the backward pass over one row; 0 where there is none.
+    touched, products, multiplies: of the backward pass over one row; 0 where there is none.
     """
 
     batch_size: int
@@ -81,6 +81,7 @@ class Figures:
     seconds: float
     tuned: int
     registered: int
+    touched: int
     share: float
     products: int
     multiplies: int
@@ -200,7 +201,7 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
     from gradientless.language.tasks import Example, find_task
     from gradientless.run.assemble import Rows, make_optimizer, make_surface
     from gradientless.run.evaluation import pick_device
-    from gradientless.run.memory import PeakMemory, TensorBytes, give_back
+    from gradientless.run.memory import PeakMemory, TensorBytes, give_back, loaded
     from gradientless.run.train import SHARED_FROM
     from gradientless.search.noise import Noise
     from gradientless.search.optim import FIRST_ORDER, ForwardOptimizer
@@ -213,8 +214,7 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
     keeps = surface.cacheable and not config.surface.recompute
     first = config.optimizer.name in FIRST_ORDER
     weights = {id(tensor): tensor for tensor in (*surface.parameters(), *surface.buffers())}.values()
-    for tensor in weights:
-        tensor.sum()  # weights may still lie in a file that is read as they are used
+    loaded(surface, searches=not (first or inference))
 
     def ready(count: int) -> Any:
         own = uncached.model_copy(update={"batch_size": count})
@@ -292,6 +292,7 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
         seconds=statistics.median(times[1:]),
         tuned=0 if inference else counted.tuned,
         registered=0 if inference else counted.registered,
+        touched=counted.touched if first and not inference else 0,
         share=0.0 if inference else counted.share,
         products=counted.calls if first and not inference else 0,
         multiplies=counted.multiplies if first and not inference else 0,
@@ -361,18 +362,19 @@ class Profile:
         """The lines of the table, titles first. Columns that nothing fills are left out."""
         several = len({row.case.model for row in self.rows}) > 1
         first = ["model"] if several else []
-        titles = ("tuned", "registered", "backward products", "peak, MiB", "tensors, MiB", "start, MiB")
+        titles = ("tuned", "registered", "touched", "backward products", "peak, MiB", "tensors, MiB", "start, MiB")
         lines = [[*first, WHAT, *titles, "s a step", WHY]]
         for row in self.rows:
             found, names = row.figures, [*([row.case.model] if several else []), row.case.name]
             if found is None:
-                lines.append([*names, *[""] * 7, row.why])
+                lines.append([*names, *[""] * 8, row.why])
                 continue
             inference = row.case.optimizer is None
             lines.append([
                 *names,
                 "" if inference else f"{_short(found.tuned)}, {100 * found.share:.2g}%",
                 "" if inference else _short(found.registered),
+                "" if inference else _short(found.touched) if found.products else "none",
                 "" if inference else f"{found.products}, {_short(found.multiplies)}" if found.products else "none",
                 f"{found.peak:,.1f}",
                 "" if found.tensors is None else f"{found.tensors:,.1f}",
@@ -397,7 +399,8 @@ class Profile:
             f"Weights: {sizes}. {about['device']}, {about['threads']} threads, {about['dtype']}, {about['batch_size']} "
             f"rows of {about['length']} tokens a step, {about['steps']} steps. Peak: above the loaded model, {peak}. "
             "Start: the same, of what a surface does with rows before the first step. Tuned: parameters, and their "
-            "share of the model. Registered: parameters, tuned or frozen (buffers are none). Backward products: matrix "
+            "share of the model. Registered: parameters, tuned or frozen (buffers are none). Touched: "
+            "tuned ones and those that the backward pass multiplies with. Backward products: matrix "
             "products of the backward pass over a row of one word, and their multiply-adds."
         )
 

@@ -14,7 +14,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -31,7 +31,7 @@ from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import Cut, TextRows, load_splits, pick_device, score, score_texts, score_tokens
 from gradientless.run.losses import chosen, loss_of, rewarded
-from gradientless.run.memory import PeakMemory, batch_that_fits, is_out_of_memory
+from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
 from gradientless.run.objective import BACKWARD, Objective
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
@@ -42,6 +42,7 @@ from gradientless.search.trajectory import Trajectory
 
 PASSES_OF_FIRST_ORDER = 1 + BACKWARD
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
+MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
 SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
 
@@ -73,6 +74,10 @@ class Progressed:
     risen: int = 0  # logs in a row whose mean loss stood far above the first
     stale: int = 0  # evaluations since the best one
     ended: bool = False
+    seconds: float = 0.0  # of the loop, in all processes
+    peaks: dict[str, float] = field(
+        default_factory=dict
+    )  # memory of the parts of the run, the highest of all processes
 
 
 class Run:
@@ -101,6 +106,7 @@ class Run:
         self.rate_name = "radius" if "radius" in optimizer_options(config.optimizer.name)[0] else "learning rate"
         self.steps = self._length()
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
+        loaded(self.surface, searches=self.forward is not None)
         self.memory = PeakMemory(self.device)
         self.noise = Noise(config.seed)
         loss = loss_of(config.loss, config.reward, self.kind, splits.labels)
@@ -133,6 +139,7 @@ class Run:
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
         self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
+        self.memory.end("start")
 
     def _length(self) -> int:
         """Steps of the run: as configured, or as many as the budget of forward passes pays for."""
@@ -213,6 +220,7 @@ class Run:
     def save(self) -> None:
         tensors: dict[str, Tensor] = {f"weights/{k}": v.detach() for k, v in self.surface.trainable().items()}
         state = self.optimizer.state_dict()
+        self.done.peaks = dict(self.memory.peaks)
         record = {"optimizer": _without_tensors(state, "optimizer", tensors), "progress": asdict(self.done)}
         self.folder.save_checkpoint(tensors, record, self.done.step)
 
@@ -226,6 +234,8 @@ class Run:
             self._set_weights({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
             self.optimizer.load_state_dict(_with_tensors(record["optimizer"], tensors))
             self.done = Progressed(**record["progress"])
+            for part, peak in self.done.peaks.items():
+                self.memory.peaks[part] = max(peak, self.memory.peaks.get(part, 0.0))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {error}") from None
 
@@ -283,12 +293,15 @@ class Run:
     ) -> None:
         config, done, folder = self.config, self.done, self.folder
         earlier = folder.read_timings()
-        start, first = time.perf_counter() - (earlier[-1]["seconds"] if earlier else 0.0), done.step
+        before = max(done.seconds, earlier[-1]["seconds"] if earlier else 0.0)
+        start, first = time.perf_counter() - before, done.step
         events = folder.events(first if first else None)
         accuracy: float | None = None if done.best_step < 0 else done.best_accuracy
+        self.memory.end("step")  # those that were tried to tell how long it will take
         try:
             if not done.step and not self.surface.cacheable:  # a pretrained readout is worth something as it is
                 accuracy = self._evaluated(events, start)
+                self.memory.end("evaluation")
                 bar(float("nan"), accuracy)
             while done.step < self.steps and not done.ended:
                 t, begin = done.step, time.perf_counter()
@@ -315,12 +328,19 @@ class Run:
                     bar(loss, accuracy)
                 if last and self.forward is not None:
                     self.forward.finish()
-                if done.step % config.evaluate_every == 0 or last:
+                evaluates = done.step % config.evaluate_every == 0 or last
+                if evaluates:
+                    self.memory.end("step")
                     accuracy = self._evaluated(events, start)
                     done.ended = config.patience is not None and done.stale >= config.patience
                 stop = asked_to_stop()  # asked once: a signal between two answers would stop without saving
                 if done.step % config.checkpoint_every == 0 or last or done.ended or stop:
+                    if not evaluates:
+                        self.memory.end("step")
+                    evaluates, done.seconds = True, time.perf_counter() - start
                     self.save()
+                if evaluates:  # or wrote a checkpoint, which is told with it
+                    self.memory.end("evaluation")
                 if stop and not last and not done.ended:
                     raise Stopped(done.step)
         finally:
@@ -446,6 +466,7 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
             began = place.holds_run()
             RunFolder.create(place.path, stage.config.toml(), began, folder.say).write_config(stage.config.toml())
             merges = following is not None and not keeps_adapter(stage, following)
+            give_back()  # of the stage before, and of the check: no part of this stage's loaded model
             try:
                 _train(stage.config, place, began, console, before(folder, stages, stage), merges)
             except Stopped as stopped:
@@ -462,7 +483,14 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
             key: round(sum(each[key] for each in summaries.values()), 3)
             for key in ("seconds", "wall_seconds", "features_seconds")
         },
-        "peak_memory_mib": max(each["peak_memory_mib"] for each in summaries.values()),
+        **{
+            key: max(each.get(key) or 0.0 for each in summaries.values())
+            for key in ("peak_memory_mib", *(f"{part}_peak_memory_mib" for part in MEASURED))
+        },
+        **{
+            key: {name: each.get(key) for name, each in summaries.items()}
+            for key in ("seconds_a_step", "parameters", "backward_products")
+        },
         "stages": summaries,
     }
     folder.write_summary(summary)
@@ -495,7 +523,8 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "wall_seconds": round(time.perf_counter() - started, 3),
         "features_seconds": round(run.features_seconds, 3),
         "seconds_a_step": round(statistics.median(run.step_seconds), 6) if run.step_seconds else None,
-        "peak_memory_mib": round(run.memory.mib(), 1),
+        "peak_memory_mib": round(run.memory.highest, 1),
+        **{f"{part}_peak_memory_mib": round(run.memory.peaks.get(part, 0.0), 1) for part in MEASURED},
         "parameters": {
             "tuned": counted.tuned,
             "registered": counted.registered,
@@ -550,7 +579,7 @@ class _bar:
             passes, minutes = run.predict_cost()
             left = 1 - run.done.step / run.steps
             cost = f"{passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes"
-            self._console.print(f"expected    {cost}, {run.memory.mib():.0f} MiB above the model", highlight=False)
+            self._console.print(f"expected    {cost}, {run.memory.highest:.0f} MiB above the model", highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
         task = self._progress.add_task("training", total=run.steps, completed=run.done.step, note="")

@@ -25,7 +25,7 @@ from gradientless.run.assemble import make_surface
 from gradientless.run.config import RunConfig, SurfaceConfig
 from gradientless.run.evaluation import Cut, TextRows, logits_of, pick_device, score, score_texts
 from gradientless.run.losses import chosen
-from gradientless.run.memory import PeakMemory
+from gradientless.run.memory import PeakMemory, loaded
 
 Options = Mapping[str, Any]
 
@@ -258,6 +258,7 @@ class _Cost:
     """Time and memory since the model was loaded."""
 
     def __init__(self, surface: Surface):
+        loaded(surface, searches=False)
         self._memory, self._begin = PeakMemory(str(surface.device)), time.perf_counter()
 
     def of(self, splits: Splits, answers: Answers, passes: int = 0, notes: tuple[str, ...] = ()) -> Found:

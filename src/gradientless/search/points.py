@@ -84,12 +84,14 @@ class Rank(NamedTuple):
     blocks: one per group, the block being searched there (for its norm penalty).
     keep: how many of the best of each group to name.
     improvement: whether the answer (and the log) holds by how much each group's best beats its first candidate.
+    taken: whether a candidate is measured where an update to it would lead: half precision rounded stochastically.
     """
 
     groups: Sequence[Sequence[Point]]
     blocks: Sequence[str]
     keep: int = 1
     improvement: bool = False
+    taken: bool = False
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,11 @@ class Space:
         """Entries of all tensors."""
         return self._all.size
 
+    @property
+    def half(self) -> bool:
+        """Whether any tensor is of half precision."""
+        return any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in self.tensors.values())
+
     def block(self, name: str) -> Block:
         return self._all if name == ALL else self.blocks[name]
 
@@ -551,6 +556,26 @@ class Space:
                         flat.copy_(old)
                     else:
                         flat[index] = old
+
+    @contextlib.contextmanager
+    def taken(self, terms: Point, step: int) -> Iterator[None]:
+        """The weights stand where `add` at `step` brings them inside the block; afterwards they have their old bits
+        back."""
+        kept: dict[tuple[str, int], tuple[Tensor, Tensor | None, Tensor]] = {}
+        for _, direction in terms:
+            for name, index in self.entries(self.block(direction.block), direction.step):
+                flat = self.tensors[name].detach().view(-1)
+                if (name, id(index)) not in kept:
+                    kept[name, id(index)] = flat, index, flat.clone() if index is None else flat[index]
+        try:
+            self.add(terms, step=step)
+            yield
+        finally:
+            for flat, index, old in kept.values():
+                if index is None:
+                    flat.copy_(old)
+                else:
+                    flat[index] = old
 
     @torch.no_grad()
     def update_buffers(self, updates: Mapping[str, BufferUpdate]) -> None:

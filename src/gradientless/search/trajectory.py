@@ -44,20 +44,22 @@ class Trajectory:
 
     def __init__(self, path: str | Path, header: dict[str, Any]):
         self.path = Path(path)
-        self.header = header
         self._ends: list[int] = []  # file offset after each record
         self._check = self._length = 0
         self._states: list[tuple[int, int]] = []
-        head = MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
-        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
             if self.path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
-            os.replace(partial, self.path)
+            self._begin(header)
         except OSError as error:
             raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
-        self._start = len(head)
+
+    def _begin(self, header: dict[str, Any]) -> None:
+        head = MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
+        os.replace(partial, self.path)
+        self.header, self._start = header, len(head)
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
         self._file.seek(self._start)
 
@@ -168,6 +170,12 @@ class Trajectory:
         self._check, self._length = self._states[-1] if self._states else (0, 0)
         self._file.truncate(self._ends[-1] if self._ends else self._start)
         self._file.seek(0, os.SEEK_END)
+
+    def restate(self, header: dict[str, Any]) -> None:
+        """Begin again with another header, while there is no record."""
+        assert not self._ends
+        self.close()
+        self._begin(header)
 
     def sync(self) -> None:
         """Force what was appended onto the disk."""

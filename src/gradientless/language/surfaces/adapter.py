@@ -112,6 +112,15 @@ def block_linears(core: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
+def patterns(owner: str, what: str, given: str | Sequence[str]) -> list[str]:
+    """One pattern or several as a list. Raises `UserError` for none, and for what is no text."""
+    found = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
+    if not found or not all(isinstance(pattern, str) for pattern in found):
+        told = list(given) if isinstance(given, Sequence) else given
+        raise UserError(f"{owner}: {what} must be one pattern or a list of at least one, got {told!r}")
+    return found
+
+
 def targeted(owner: str, names: Sequence[str], targets: Sequence[str] | None) -> list[str]:
     """Those of `names` that `targets` name: a whole name, its last parts, or a regular expression for all of it.
 
@@ -120,7 +129,7 @@ def targeted(owner: str, names: Sequence[str], targets: Sequence[str] | None) ->
     if targets is None:
         return list(names)
     found: set[str] = set()
-    for target in targets:
+    for target in patterns(owner, "targets", targets):
         try:
             hits = {n for n in names if n == target or n.endswith("." + target) or re.fullmatch(target, n)}
         except re.error as error:
@@ -139,4 +148,4 @@ def swap(core: nn.Module, name: str, module: nn.Module) -> None:
     setattr(core.get_submodule(parent), last, module)
 
 
-__all__ = ["AdapterSurface", "Surface", "block_linears", "swap", "targeted"]
+__all__ = ["AdapterSurface", "Surface", "block_linears", "patterns", "swap", "targeted"]

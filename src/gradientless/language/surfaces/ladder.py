@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, whole
 from gradientless.language import backbone
 
 WINDOWS = ("trailing", "centred", "all")
@@ -185,6 +185,8 @@ class Shape:
         """Raises `UserError` when `config`'s model cannot have such a ladder."""
         family = family_of(owner, config)
         width = getattr(config, family.sizes[0])
+        for what in ("reduction", "k", "rank"):
+            whole(owner, what, getattr(self, what))
         if self.reduction < 1 or width % self.reduction:
             raise UserError(f"{owner}: reduction must divide the model's width {width}, got {self.reduction}")
         for what, value, known in (
@@ -196,7 +198,7 @@ class Shape:
             if value not in known:
                 raise unknown(owner, what, value, known)
         depths = [getattr(config, name) for name in family.sizes[3]]
-        if not 1 <= self.k <= min(depths):
+        if self.window != "all" and not 1 <= self.k <= min(depths):
             raise UserError(f"{owner}: k must be from 1 to the model's {min(depths)} layers, got {self.k}")
         if not self.temperature > 0:
             raise UserError(f"{owner}: temperature must be > 0, got {self.temperature}")
@@ -211,6 +213,9 @@ class Shape:
         """The backbone layers that have a side layer; a number of them stands for that many at equal distances."""
         if self.layers is None:
             return tuple(range(depth))
+        several = isinstance(self.layers, Sequence) and all(type(layer) is int for layer in self.layers)
+        if type(self.layers) is not int and not several:
+            raise UserError(f"{owner}: layers must be a whole number or a list of whole numbers, got {self.layers!r}")
         if isinstance(self.layers, int):
             if not 1 <= self.layers <= depth:
                 raise UserError(f"{owner}: layers must be from 1 to the model's {depth}, got {self.layers}")
@@ -221,10 +226,10 @@ class Shape:
         return chosen
 
 
-def family_of(owner: str, config: Any) -> Family:
-    """What we know of the model's architecture."""
+def family_of(owner: str, config: Any, what: str = "architecture with a ladder") -> Family:
+    """What we know of the model's architecture. what: how a line calls it where it is unknown."""
     if config.model_type not in FAMILIES:
-        raise unknown(owner, "architecture with a ladder", config.model_type, FAMILIES)
+        raise unknown(owner, what, config.model_type, FAMILIES)
     if config.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
         raise UserError(f"{owner}: the model's states must all have one width, got an OPT that projects its embeddings")
     return FAMILIES[config.model_type]

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradientless.errors import UserError
-from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, swap, targeted
+from gradientless.errors import UserError, whole
+from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, patterns, swap, targeted
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.ladder import axes_of, family_of
 
@@ -110,13 +110,14 @@ class LoraSurface(_PeftSurface):
         *,
         rank: int = 8,
         alpha: float = 16.0,
-        targets: Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
         seed: int = 0,
         **reading: Any,
     ) -> LoraSurface:
         """A pretrained model with branches. The options are `SideLoraSurface.create`'s."""
         base = FullSurface.create(model, labels, seed=seed, **reading)
-        options = {"rank": rank, "alpha": alpha, "targets": None if targets is None else list(targets), "seed": seed}
+        chosen = None if targets is None else patterns(cls.owner, "targets", targets)
+        options = {"rank": rank, "alpha": alpha, "targets": chosen, "seed": seed}
         return cls(base.reading, dropout=base.dropout, options=options)
 
     def config(self) -> Any:
@@ -124,7 +125,7 @@ class LoraSurface(_PeftSurface):
 
         linears, rank, alpha = self.linears(), self.options["rank"], self.options["alpha"]
         narrowest = min(min(linear.in_features, linear.out_features) for linear in linears.values())
-        if not 1 <= rank <= narrowest:
+        if not 1 <= whole(self.owner, "rank", rank) <= narrowest:
             raise UserError(
                 f"{self.owner}: rank must be from 1 to {narrowest}, the narrowest layer's width, got {rank}"
             )
@@ -148,9 +149,10 @@ class Ia3Surface(_PeftSurface):
     def config(self) -> Any:
         from peft import IA3Config
 
-        family = family_of(self.owner, self.core.config)
+        linears = self.linears()
+        family = family_of(self.owner, self.core.config, "architecture whose keys and values have names")
         scaled, read = [], []
-        for name in self.linears():
+        for name in linears:
             rows, columns = axes_of(family, name + ".weight")
             if rows.endswith((".k", ".v")):
                 scaled.append(name)

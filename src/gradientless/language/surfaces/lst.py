@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, whole
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
@@ -27,7 +27,7 @@ from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
 from gradientless.language.surfaces.head import POOLINGS
 from gradientless.language.surfaces.head import _pool as pool
-from gradientless.language.surfaces.ladder import Ladder, Shape, build, family_of, states_of, tower_inputs
+from gradientless.language.surfaces.ladder import Ladder, Shape, build, family_of, states_of, tower_inputs, window
 from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.pruning import Sums, fishers, magnitudes, prune, sums
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
@@ -78,7 +78,8 @@ class LadderModel(nn.Module):
 
 
 class LstSurface(Surface):
-    """Ladder side-tuning. The tuned tensors are float32 whatever the backbone's dtype is. Make one with `create`.
+    """Ladder side-tuning. The side network and the classifier are float32 whatever the backbone's dtype is; unfrozen
+    layers of the backbone are of its own. Make one with `create`.
 
     The backbone stays in eval mode whatever `train()` says.
     """
@@ -240,14 +241,20 @@ class LstSurface(Surface):
             raise unknown(owner, "pooling", options.pooling, POOLINGS)
         if options.init not in INITS:
             raise unknown(owner, "init", options.init, INITS)
-        if options.fisher_rows < 1:
+        if whole(owner, "fisher_rows", options.fisher_rows) < 1:
             raise UserError(f"{owner}: fisher_rows must be >= 1, got {options.fisher_rows}")
         for what, value in (("dropout", options.dropout), ("connection_dropout", options.connection_dropout)):
             if not 0 <= value < 1:
                 raise UserError(f"{owner}: {what} must be >= 0 and < 1, got {value}")
         depth = getattr(config, family_of(owner, config).sizes[3][-1])
-        if not 0 <= options.unfrozen <= depth:
+        if not 0 <= whole(owner, "unfrozen", options.unfrozen) <= depth:
             raise UserError(f"{owner}: unfrozen must be from 0 to the model's {depth} layers, got {options.unfrozen}")
+        read = {n for rung in shape.rungs(owner, depth) for n, _ in window(rung, shape.k, depth, shape.window)}
+        if options.unfrozen and max(read) < depth - 1:
+            raise UserError(
+                f"{owner}: unfrozen needs a ladder that reads the model's last layer, {depth - 1}, got none behind "
+                f"layer {max(read)}: no gradient would reach the last one"
+            )
         limit = backbone.longest(config)
         if options.max_length < 1 or (limit is not None and options.max_length > limit):
             raise UserError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gradientless.errors import UserError, unknown
-from gradientless.language.surfaces.adapter import AdapterSurface
+from gradientless.language.surfaces.adapter import AdapterSurface, patterns
 from gradientless.language.surfaces.full import FullSurface
 
 
@@ -54,13 +54,14 @@ class LayersSurface(AdapterSurface):
         cls, model: str, labels: Sequence[str], *, pattern: str | Sequence[str], **reading: Any
     ) -> LayersSurface:
         """A pretrained model of which a part is tuned. pattern: regular expressions, found anywhere in a tensor's name.
-        reading: what `FullSurface.create` takes. Raises `UserError` for a pattern that matches nothing."""
+        reading: what `FullSurface.create` takes. Raises `UserError` for a pattern that matches nothing,
+        or nothing with an effect."""
         base = FullSurface.create(model, labels, **reading)
-        patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-        return cls(base.reading, dropout=base.dropout, options={"pattern": patterns})
+        options = {"pattern": patterns(cls.owner, "pattern", pattern)}
+        return cls(base.reading, dropout=base.dropout, options=options)
 
     def insert(self) -> None:
-        tensors = dict(self.model.named_parameters())
+        tensors, unused = dict(self.model.named_parameters()), self.reading.unused
         for pattern in self.options["pattern"]:
             try:
                 hits = [name for name in tensors if re.search(pattern, name)]
@@ -70,5 +71,12 @@ class LayersSurface(AdapterSurface):
                 ) from None
             if not hits:
                 raise unknown(self.owner, "pattern", pattern, sorted({n for name in tensors for n in name.split(".")}))
-            for name in hits:
+            # Of the body's own pooler, where a head does without it: no score depends on it.
+            used = [name for name in hits if not (unused and name.startswith(unused))]
+            if not used:
+                raise UserError(
+                    f"{self.owner}: pattern must match a tensor that the scores depend on, got {pattern!r}, "
+                    f"which matches {hits[0]}"
+                )
+            for name in used:
                 tensors[name].requires_grad_(True)

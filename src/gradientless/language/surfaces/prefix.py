@@ -5,9 +5,16 @@ prompts for generation", ACL 2021, https://arxiv.org/abs/2101.00190. `prompt` gi
 Lester, Al-Rfou and Constant, "The power of scale for parameter-efficient prompt tuning", EMNLP 2021,
 https://arxiv.org/abs/2104.08691. A prefix starts as the keys and values of real tokens, drawn from the vocabulary, as
 MeZO's does (Malladi et al. 2023, https://arxiv.org/abs/2305.17333); a prompt as their embeddings. Both are saved in
-peft's format, and peft opens them in causal models.
+peft's format, and peft opens them: a prefix in causal models, a prompt in causal and masked ones.
 
-Differs from the paper: a prefix is tuned itself, without the network that the paper makes it with.
+Differs from the paper: a prefix is tuned itself, as MeZO does, unless `reparameterise` asks for the network that the
+paper makes it with. With E [tokens, d], d the width of a layer's keys,
+
+    P = tanh(E W_1' + b_1) W_2' + b_2
+
+E, W and b are tuned, and P, the keys and values of all layers, is what peft is given. The network starts at random, as
+peft's; for start "real" W_2 and b_2 are then those whose P is what the model makes of real tokens (least squares; exact
+where there are no more tokens than d), which the paper has for a prefix without a network alone.
 """
 
 from __future__ import annotations
@@ -23,13 +30,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, whole
 from gradientless.language import backbone
 from gradientless.language.surfaces.adapter import AdapterSurface
 from gradientless.language.surfaces.full import FullSurface
 
 NAME = "prompt_embeddings"  # as peft calls them
+NETWORK = "prefix_network"
 ADAPTER_FILE = "adapter_model.safetensors"
+NETWORK_FILE = "prefix_network.safetensors"
 STARTS = ("real", "random")
 
 
@@ -71,16 +80,19 @@ class _VirtualTokens(AdapterSurface):
             raise unknown(self.owner, "start", start, STARTS)
         limit = backbone.longest(self._config)
         room = None if limit is None else limit - self.max_length
-        if count < 1 or (room is not None and count > room):
+        if whole(self.owner, "tokens", count) < 1 or (room is not None and count > room):
             raise UserError(f"{self.owner}: tokens must be from 1 to {room}, what max_length leaves, got {count}")
         generator = torch.Generator().manual_seed(self.options["seed"])
         ids = torch.randint(int(self._config.vocab_size), (1, count), generator=generator).to(self.device)
         values = self.first_values(ids)
         if start == "random":
             values = torch.empty(values.shape).normal_(0.0, 0.02, generator=generator)
-        tensor = nn.Parameter(values.detach().float().to(self.device).clone())
-        self.core.register_parameter(NAME, tensor)
+        self.register(values, generator)
         self.hook()
+
+    def register(self, values: Tensor, generator: torch.Generator) -> None:
+        """Put the tuned tensors into `core`. values: of the virtual tokens at first."""
+        self.core.register_parameter(NAME, nn.Parameter(values.detach().float().to(self.device).clone()))
 
     @property
     def _config(self) -> Any:
@@ -143,11 +155,116 @@ class _VirtualTokens(AdapterSurface):
             self.virtual.copy_(saved)
 
 
+class PrefixNetwork(nn.Module):
+    """What a reparameterised prefix is made by. Bare tensors: their rows are virtual tokens, not the batch's, so they
+    are no layer that noise is put into for many points at once."""
+
+    def __init__(self, tokens: int, width: int, entries: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def uniform(*shape: int) -> nn.Parameter:  # as `nn.Linear` draws them
+            return nn.Parameter(torch.empty(shape).uniform_(-(width**-0.5), width**-0.5, generator=generator))
+
+        self.embedding = nn.Parameter(torch.empty(tokens, width).normal_(generator=generator))
+        self.inner_weight, self.inner_bias = uniform(width, width), uniform(width)
+        self.outer_weight, self.outer_bias = uniform(entries, width), uniform(entries)
+
+    def inner(self) -> Tensor:
+        return torch.tanh(nn.functional.linear(self.embedding, self.inner_weight, self.inner_bias))
+
+    def forward(self) -> Tensor:
+        return nn.functional.linear(self.inner(), self.outer_weight, self.outer_bias)
+
+    @torch.no_grad()
+    def meet(self, values: Tensor) -> None:
+        """Set the outer layer so that the prefix is `values` [tokens, entries], or as near as it gets."""
+        self.outer_bias.copy_(values.mean(dim=0))
+        rest = (values - self.outer_bias).double()
+        self.outer_weight.copy_((torch.linalg.pinv(self.inner().double()) @ rest).T)
+
+
 class PrefixSurface(_VirtualTokens):
     """Keys and values of virtual tokens in every layer of a causal model: [tokens, layers · 2 · heads · entries]."""
 
     owner: ClassVar[str] = "prefix"
     families: ClassVar[tuple[str, ...]] = ("causal",)
+
+    @classmethod
+    def create(  # type: ignore[override]
+        cls,
+        model: str,
+        labels: Sequence[str],
+        *,
+        tokens: int = 5,
+        start: str = "real",
+        reparameterise: bool = False,
+        seed: int = 0,
+        **reading: Any,
+    ) -> Any:
+        """As `_VirtualTokens.create`, and:
+
+        reparameterise: tune the network of Li and Liang that makes the prefix, not the prefix itself.
+        """
+        base = FullSurface.create(model, labels, seed=seed, **reading)
+        options = {"tokens": tokens, "start": start, "seed": seed}
+        if reparameterise:
+            options["reparameterise"] = True
+        return cls(base.reading, dropout=base.dropout, options=options)
+
+    @property
+    def reparameterised(self) -> bool:
+        return bool(self.options.get("reparameterise"))
+
+    @property
+    def network(self) -> PrefixNetwork:
+        return self.core.get_submodule(NETWORK)  # type: ignore[return-value]
+
+    @property
+    def virtual(self) -> Tensor:
+        return self.network() if self.reparameterised else super().virtual
+
+    def register(self, values: Tensor, generator: torch.Generator) -> None:
+        if not self.reparameterised:
+            super().register(values, generator)
+            return
+        network = PrefixNetwork(len(values), self._heads * self._entries, values.shape[1], generator)
+        if self.options["start"] == "real":
+            network.meet(values.detach().float().cpu())
+        self.core.add_module(NETWORK, network.to(self.device))
+
+    @contextmanager
+    def taken_out(self) -> Iterator[None]:
+        if not self.reparameterised:
+            with super().taken_out():
+                yield
+            return
+        network = self.core._modules.pop(NETWORK)
+        try:
+            yield
+        finally:
+            self.core.add_module(NETWORK, network)
+
+    def save_adapter(self, folder: Path) -> None:
+        """The prefix as peft keeps one, and beside it the network that it is made by, which peft does without."""
+        super().save_adapter(folder)
+        if self.reparameterised:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.named_parameters()}
+            save_file(tensors, folder / NETWORK_FILE, metadata={"format": "pt"})
+
+    def load_adapter(self, folder: Path) -> None:
+        if not self.reparameterised:
+            super().load_adapter(folder)
+            return
+        path, own = folder / NETWORK_FILE, dict(self.network.named_parameters())
+        try:
+            saved = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: must hold the prefix's network, got none or damaged ({error})") from None
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
+            raise UserError(f"{path}: must hold the prefix's network of its options, got another")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
 
     def first_values(self, ids: Tensor) -> Tensor:
         pairs = backbone.keys_and_values(backbone.decoder_of(self.core), ids)

@@ -38,8 +38,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradientless.errors import UserError
-from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, swap, targeted
+from gradientless.errors import UserError, whole
+from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, patterns, swap, targeted
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.products import unreached
 
@@ -107,7 +107,7 @@ class SideLoraSurface(AdapterSurface):
         *,
         rank: int = 8,
         alpha: float = 16.0,
-        targets: Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
         seed: int = 0,
         **reading: Any,
     ) -> SideLoraSurface:
@@ -118,7 +118,8 @@ class SideLoraSurface(AdapterSurface):
         reading: what `FullSurface.create` takes. Raises `UserError` for anything unknown or not possible.
         """
         base = FullSurface.create(model, labels, seed=seed, **reading)
-        options = {"rank": rank, "alpha": alpha, "targets": None if targets is None else list(targets), "seed": seed}
+        chosen = None if targets is None else patterns(cls.owner, "targets", targets)
+        options = {"rank": rank, "alpha": alpha, "targets": chosen, "seed": seed}
         surface = cls(base.reading, dropout=base.dropout, options=options)
         walled = unreached(surface)
         if walled:
@@ -134,7 +135,7 @@ class SideLoraSurface(AdapterSurface):
             raise UserError(f"{self.owner}: the model must have linear layers in its blocks, got none")
         rank, alpha = self.options["rank"], self.options["alpha"]
         narrowest = min(min(linear.in_features, linear.out_features) for linear in linears.values())
-        if not 1 <= rank <= narrowest:
+        if not 1 <= whole(self.owner, "rank", rank) <= narrowest:
             raise UserError(
                 f"{self.owner}: rank must be from 1 to {narrowest}, the narrowest layer's width, got {rank}"
             )

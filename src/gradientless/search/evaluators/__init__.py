@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from gradientless.errors import UserError
 from gradientless.search.evaluators.inject import Inject
 from gradientless.search.evaluators.injection import SMALL
@@ -32,8 +30,7 @@ def resolve(kind: str, space: Space, closure: Any = None, model: Any = None) -> 
         return "session"
     if space.rank is not None and getattr(closure, "model", model) is not None:
         return "inject"
-    half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in space.tensors.values())
-    return "snapshot" if space.size <= SMALL or half else "walk"
+    return "snapshot" if space.size <= SMALL or space.half else "walk"
 
 
 def evaluator(

@@ -21,14 +21,17 @@ from torch import Tensor
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError, unknown
-from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, check_walkable, evaluator, resolve
+from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
+from gradientless.search.fingerprint import fingerprint
 from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
+from gradientless.search.rates import Rates
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Trajectory
 
 Conversation = Generator[Request, Any, Update]
+VERSION = PREDICTED_RATES = 2  # of what the records of a log hold; in the first one, rates that change are doubles
 
 
 def f32(value: float) -> float:
@@ -87,6 +90,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.trajectory: Trajectory | None = None
         self.predicted_lr: Callable[[int], Sequence[float]] | None = None  # where a configuration sets the rates
         self._last_lr: list[float] | None = None
+        self._rates = Rates()  # those of the log so far, whether written or read
+        self._followed = VERSION  # of the log that is replayed
         self._ranked = False
         self._known: dict[Point, list[float]] = {}  # losses measured in this step: a point met again costs nothing
         self._noise = Noise(seed, noise)
@@ -227,6 +232,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         try:
             update = self._ask(closure, where, log)
         except BaseException:
+            self._rates, self._last_lr = Rates(), None  # this step's were not logged: the next begins anew
             if self.walking:
                 self._torn = self._torn or self.trajectory is not None
                 self.space.settle()
@@ -367,7 +373,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
             )
 
     def follow(self, header: Mapping[str, Any]) -> None:
-        """Replay as the log with this header was written, walking or not, fused or not; refuse other settings."""
+        """Replay as the log with this header was written, walking or not, fused or not; refuse other settings, and at
+        its first step other weights."""
         own = json.loads(json.dumps(self.header()))
         for option in [key for key in own if key in header and key not in ("evaluator", "fused")]:
             if own[option] != header[option]:
@@ -380,22 +387,35 @@ class ForwardOptimizer(torch.optim.Optimizer):
             raise UserError(f"{self.name}: evaluator must be {wanted}, as the log says, got {self.evaluator}")
         if walked:
             check_walkable(self.space, self.name)
+        if "start" in header and self.t == header["first_step"]:  # early logs do not say
+            found = f"{fingerprint(self.space.tensors):08x}"
+            if found != header["start"]:
+                raise UserError(
+                    f"{self.name}: parameters must be those that the log starts from, with check sum "
+                    f"{header['start']}, got {found}; another base model?"
+                )
         self.walking, self.fused = walked, bool(header.get("fused"))
+        self._followed = _log_version(header)
 
     def choose_evaluator(self, closure: Any) -> None:
         """Settle how a closure like this is measured, and refuse what the log could not repeat.
 
-        A step does it by itself; call it before `record` where the closure decides about the evaluator."""
+        A step does it by itself, and an empty log is begun again where the closure decided otherwise than its header
+        says."""
         walking = resolve(self.evaluator, self.space, closure, self.model) == "walk"
         if self.trajectory is not None:
             header = self.trajectory.header
-            if walking != (header.get("evaluator") == "walk"):
+            differs = walking != (header.get("evaluator") == "walk")
+            if differs and self.evaluator == "auto" and not len(self.trajectory):
+                header = {key: value for key, value in header.items() if key not in ("evaluator", "fused")}
+                self.trajectory.restate({**header, **self._walk_header(walking)})
+            elif differs:
                 logged = header.get("evaluator", "one that leaves no trace")
                 raise UserError(
                     f"{self.name}: evaluator must be what the log's header says, {logged}, got "
                     f"{resolve(self.evaluator, self.space, closure, self.model)}; name it when the optimizer is made"
                 )
-            if walking and self.fused and not header.get("fused"):
+            if walking and self.fused and not self.trajectory.header.get("fused"):
                 raise UserError(f"{self.name}: fused must be set before record, got a log that says otherwise")
             if self._torn:
                 raise UserError(
@@ -536,12 +556,15 @@ class ForwardOptimizer(torch.optim.Optimizer):
         """‖θ‖₂ over all entries of a block's tensors."""
         return math.sqrt(sum(self.space.squared_norms(name, [[]])[0] for name in self.space.block(block).tensors))
 
-    def _losses(self, points: Sequence[Point], where: Evaluator | None) -> list[float]:
-        """The losses at `points`, each measured once a step. where None: a replay, which only counts them."""
+    def _losses(self, points: Sequence[Point], where: Evaluator | None, taken: bool = False) -> list[float]:
+        """The losses at `points`, each measured once a step. where None: a replay, which only counts them. taken: see
+        `Rank`."""
         places = [self._known.setdefault(by_block(terms), []) for terms in points]  # one look-up each: long keys
         new = {id(place): (place, terms) for place, terms in zip(places, points, strict=True) if not place}
         self.forward_passes += len(new)
         found: Sequence[float] = [math.nan] * len(new)
+        if isinstance(where, Snapshot):
+            where.step = self.t if taken else None
         if where is not None and new:
             found = where.losses([terms for _, terms in new.values()], common_prefix(points))
         elif new and self.walking:
@@ -563,7 +586,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             return norms
         self._ranked = True
         flat = [terms for group in request.groups for terms in group]
-        raw = self._losses(flat, where)
+        raw = self._losses(flat, where, request.taken)
         order, best, gains, lowest = [], [], [], math.inf
         start = 0
         for group, block in zip(request.groups, request.blocks, strict=True):
@@ -607,10 +630,13 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return Ranking(order, groups, math.nan, gains)
 
     def _log_lr(self, log: bytearray) -> None:
-        """Log the rates of this step when they changed, unless a configuration predicts them."""
+        """Log the rates of this step, unless a configuration predicts them."""
         if self.trajectory is None or self.predicted_lr is not None:
             return
         rates = [float(group["lr"]) for group in self.param_groups]
+        if _log_version(self.trajectory.header) >= PREDICTED_RATES:
+            log += self._rates.write(rates)
+            return
         if self._last_lr == rates:
             log.append(0)
             return
@@ -621,6 +647,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def _read_lr(self, record: _Record) -> None:
         if self.predicted_lr is not None:
             rates = self.predicted_lr(self.t)
+        elif self._followed >= PREDICTED_RATES:
+            rates = self._rates.read(record.take)
         else:
             (count,) = record.bytes(1)
             if not count:
@@ -649,6 +677,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             "method": self.search_state(),
             "chosen": {f"{birth} {block}": index for (block, birth), index in self.space.chosen.items()},
             "buffers": {name: dict(tensors) for name, tensors in self.space.buffers.items()},
+            **({"rates": self._rates.state()} if self._rates.state() else {}),
             **({"walk": {**self.space.walk_state(), "left": self._left}} if self.walking else {}),
         }
         return state
@@ -676,6 +705,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         for name, tensors in search["buffers"].items():
             for key, value in tensors.items():
                 self.space.buffer(name)[key].copy_(value)
+        self._rates, self._last_lr = Rates(search.get("rates")), None
         if "walk" in search:
             self.space.load_walk_state(search["walk"])
             self._left, self._told = search["walk"]["left"], self.space.kept
@@ -684,18 +714,18 @@ class ForwardOptimizer(torch.optim.Optimizer):
     # Log and replay --------------------------------------------------------------------------------------------------
 
     def record(self, path: Any, header: Mapping[str, Any] | None = None) -> Trajectory:
-        """From now on, log every step to a new trajectory at `path`."""
-        self._last_lr = None  # every log begins with the rates
+        """From now on, log every step to a new trajectory at `path`, whose header names the weights as they stand."""
+        self._last_lr, self._rates = None, Rates()  # every log begins with the rates
         self.settle()
         self._told, self._left, self._torn, self._said, self._noted = frozenset(), False, False, False, None
-        self.trajectory = Trajectory(path, {**self.header(), **(header or {})})
+        begun = {"start": f"{fingerprint(self.space.tensors):08x}", "first_step": self.t}
+        self.trajectory = Trajectory(path, {**self.header(), **begun, "version": VERSION, **(header or {})})
         return self.trajectory
 
     def header(self) -> dict[str, Any]:
         """What a log of this optimizer says in its first lines: the settings that its bits depend on; under walking
         that, and whether steps are fused. An option in which groups differ, and the tensors' names, shapes and dtypes,
         are told by a check sum."""
-        walk = {"evaluator": "walk", "fused": self.fused} if self.walking else {}
         mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
         groups = {key: [group.get(key) for group in self.param_groups] for key in self.defaults}
         for key, each in groups.items():
@@ -704,11 +734,20 @@ class ForwardOptimizer(torch.optim.Optimizer):
         told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
         tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
         noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
-        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **walk}
+        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **self._walk_header(self.walking)}
+
+    def _walk_header(self, walking: bool) -> dict[str, Any]:
+        return {"evaluator": "walk", "fused": self.fused} if walking else {}
 
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
         log = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        first = log.header.get("first_step", self.t)
+        if self.t != first:
+            raise UserError(
+                f"{self.name}: replay must begin at step {first}, as the log does, got an optimizer at step {self.t}; "
+                "load the state and the weights of that step"
+            )
         self.follow(log.header)
         for payload in log:
             self.replay_step(payload)
@@ -718,6 +757,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
 
 _UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"}  # options that no bit of a replay needs
+
+
+def _log_version(header: Mapping[str, Any]) -> int:
+    return int(header.get("version", 1))
 
 
 def _is_plain(value: Any) -> bool:
@@ -774,7 +817,7 @@ class _Record:
     def __init__(self, payload: bytes):
         self._payload, self._at = payload, 0
 
-    def _take(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         taken = self._payload[self._at : self._at + count]
         if len(taken) < count:
             raise UserError("replay: a record must hold what the optimizer asks for, got a shorter one; other options?")
@@ -782,25 +825,25 @@ class _Record:
         return taken
 
     def bytes(self, count: int, below: int = 256) -> list[int]:
-        taken = list(self._take(count))
+        taken = list(self.take(count))
         if max(taken, default=0) >= below:
             raise UserError(f"replay: a record must name candidates below {below}, got {max(taken)}; other options?")
         return taken
 
     def floats(self, count: int) -> list[float]:
-        return list(struct.unpack(f"<{count}f", self._take(4 * count)))
+        return list(struct.unpack(f"<{count}f", self.take(4 * count)))
 
     def doubles(self, count: int) -> list[float]:
-        return list(struct.unpack(f"<{count}d", self._take(8 * count)))
+        return list(struct.unpack(f"<{count}d", self.take(8 * count)))
 
     def uint16(self, count: int) -> list[int]:
-        return list(struct.unpack(f"<{count}H", self._take(2 * count)))
+        return list(struct.unpack(f"<{count}H", self.take(2 * count)))
 
     def int64(self, count: int) -> Tensor:
-        return torch.frombuffer(bytearray(self._take(8 * count)), dtype=torch.int64).clone()
+        return torch.frombuffer(bytearray(self.take(8 * count)), dtype=torch.int64).clone()
 
     def uint32(self) -> int:
-        return int(struct.unpack("<I", self._take(4))[0])
+        return int(struct.unpack("<I", self.take(4))[0])
 
     def left(self) -> bool:
         return self._at < len(self._payload)

@@ -7,7 +7,8 @@ options stand in `spsa`.
     θ ← (1 - η λ) θ - η ĝ
 
 Differs from the paper: weight decay λ leaves tensors of fewer than two dimensions alone, that is, biases and the
-weights of normalisations, and the batch is the same for all n draws.
+weights of normalisations, with all other normalisations of a model that is given, and the batch is the same for all n
+draws.
 """
 
 from __future__ import annotations

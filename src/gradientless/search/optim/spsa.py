@@ -27,6 +27,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
+from decimal import ROUND_CEILING, Context
 from typing import Any, NamedTuple
 
 import torch
@@ -75,7 +76,8 @@ class SPSA(ForwardOptimizer):
     """What every rule over an estimate takes; see the module docstring. Options marked * may differ by group.
 
     lr*: η. eps*: ε, in units of the weights. weight_decay*: the weights of two or more dimensions are multiplied by
-        1 - η · weight_decay in each step; biases and the weights of normalisations have fewer, and are left alone.
+        1 - η · weight_decay in each step; biases and the weights of normalisations have fewer, and are left alone, as
+        are normalisations of more dimensions in `model`, where it is given.
     samples: n. sample_schedule: 'constant', or 'linear': n_t = max(1, floor(n t / sample_steps)), at most n.
     scale_lr: let η grow with n_t, that is, add the draws instead of averaging them.
     estimate: 'two-point', 'one-sided' or 'one-point'. layerwise: one estimate per layer.
@@ -154,6 +156,7 @@ class SPSA(ForwardOptimizer):
         self.clip, self.variance, self.expectation = clip, variance, expectation
         self.skipped = self._in_a_row = 0
         self.sigma: dict[str, float] = {}  # by layer; 1 where it is missing
+        self.undecayed: frozenset[str] = frozenset()  # tensors of normalisations, as far as the model tells them
         self._last: float | None = None  # the loss that a one-point estimate is compared with
         self._seen = 0  # finite losses so far, at most _EARLY
         self._first = self._recent = 0.0  # the mean loss of the first steps, and about that of the last ones
@@ -185,6 +188,12 @@ class SPSA(ForwardOptimizer):
 
     # Groups, layers, blocks ------------------------------------------------------------------------------------------
 
+    def _build(self, saved: bool = False) -> None:
+        super()._build(saved)
+        if isinstance(self.model, nn.Module):
+            spared = {id(tensor) for tensor in _of_normalisations(self.model).values()}
+            self.undecayed |= {name for name, tensor in self.space.tensors.items() if id(tensor) in spared}
+
     def check_group(self, group: Mapping[str, Any]) -> None:
         name = group["names"][0]
         for key, least in (("lr", "> 0"), ("eps", "> 0")):
@@ -215,8 +224,9 @@ class SPSA(ForwardOptimizer):
             size = math.sqrt(squares / max(1, sum(t.numel() for t in tensors)))
             least = torch.finfo(dtype).eps * size
             if group["eps"] < least:
+                enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
                 raise UserError(
-                    f"{self.name}: eps must be >= {least:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
+                    f"{self.name}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
                     f"{size:.2g} (root mean square), got {group['eps']:g}; a smaller probe is rounded away"
                 )
 
@@ -354,12 +364,22 @@ class SPSA(ForwardOptimizer):
         return float(self.param_groups[self._part_of[block].group]["lr"])
 
     def decay(self) -> dict[str, float]:
-        """By tensor of two or more dimensions, 1 - η · weight_decay."""
+        """By tensor of two or more dimensions that is of no normalisation, 1 - η · weight_decay."""
         return {
             name: 1.0 - group["lr"] * group["weight_decay"]
             for group in self.param_groups if group.get("weight_decay")
-            for name, tensor in zip(group["names"], group["params"], strict=True) if tensor.ndim >= 2
+            for name, tensor in zip(group["names"], group["params"], strict=True)
+            if tensor.ndim >= 2 and name not in self.undecayed
         }  # fmt: skip
+
+    def header(self) -> dict[str, Any]:
+        """As the base has it; and the tensors that weight decay spares, since a replay may not know the model."""
+        decays = self.undecayed and any(group.get("weight_decay") for group in self.param_groups)
+        return {**super().header(), **({"undecayed": sorted(self.undecayed)} if decays else {})}
+
+    def follow(self, header: Mapping[str, Any]) -> None:
+        self.undecayed = frozenset(header.get("undecayed", ()))
+        super().follow(header)
 
     def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
         loss = super().step(closure)
@@ -428,15 +448,21 @@ _NORMALISATIONS = tuple(
 )
 
 
+def _of_normalisations(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of torch's normalisations and of modules that are called so, such as LlamaRMSNorm."""
+    return {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NORMALISATIONS) or re.search(r"Norm(\dd)?$", type(module).__name__)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
 def no_decay_names(model: nn.Module) -> set[str]:
-    """The parameters of `model` that weight decay should leave alone: those of torch's normalisations, and all of fewer
-    than two dimensions, which biases and the weights of other normalisations are. The optimizers see tensors and no
-    modules: they leave the latter alone by themselves; give the former, where there are others, `weight_decay` 0."""
-    found = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
-    for prefix, module in model.named_modules():
-        if isinstance(module, _NORMALISATIONS):
-            found |= {f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters(recurse=False)}
-    return found
+    """The parameters of `model` that weight decay should leave alone: those of normalisations, and all of fewer than
+    two dimensions, which biases are, and the weights of normalisations that no name tells. An optimizer that is given
+    the `model` leaves these alone; one that sees tensors only, those of fewer than two dimensions."""
+    return set(_of_normalisations(model)) | {name for name, p in model.named_parameters() if p.ndim < 2}
 
 
 def count(owner: str, option: str, value: Any) -> int:
