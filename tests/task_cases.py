@@ -217,9 +217,13 @@ TASKS: dict[str, TaskCase] = {
         {"reviews.csv": _REVIEWS},
         [(f"film, {i}", i % 2) for i in (2, 8, 4, 9, 1, 6, 7, 3)],  # numpy's RandomState(0).permutation(10), first 80%
         (
-            ({}, "needs one CSV, TSV or JSONL file in the folder, got none"),
+            ({}, "needs CSV, TSV or JSONL files in the folder, got none"),
             ({"reviews.csv": "text,label\nx,1\n"}, "must have at least 10 rows to split 80/10/10, got 1"),
-            ({"reviews.csv": _REVIEWS.replace(",1,rotten", ",7,rotten")}, "label must be 0 or 1, got '7'"),
+            (
+                {"reviews.csv": _REVIEWS.replace(",1,rotten", ",7,rotten")},
+                "label must be 0 .negative. or 1 .positive., got '7'",
+            ),
+            ({"a.csv": _REVIEWS, "b.csv": _REVIEWS}, "needs a folder with train, dev .or validation. and test files"),
             ({"reviews.csv": _REVIEWS.replace("label", "verdict")}, "label"),
         ),
         film("film, 2"),

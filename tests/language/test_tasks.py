@@ -173,6 +173,20 @@ def test_rotten_tomatoes_reads_the_whole_set_too(tmp_path):
     assert splits.train[0].text == 'film "2" .' and len(splits.train) == 8
 
 
+def test_rotten_tomatoes_reads_a_folder_of_splits_as_every_task_does(tmp_path):
+    one, two, three = (
+        "text,label\n" + f"film {name} \x96 so,{label}\n" for name, label in zip("abc", "011", strict=True)
+    )
+    files = {"train.csv": one + "other,positive\n", "validation.csv": two, "test.csv": three, "notes.txt": "x"}
+    splits = TASKS["rotten-tomatoes"]().load(write(tmp_path / "whole", files))
+    assert [[(row.text, row.label) for row in part] for part in (splits.train, splits.validation, splits.test)] == [
+        [("film a – so", 0), ("other", 1)], [("film b – so", 1)], [("film c – so", 1)],
+    ]  # fmt: skip
+    two_files = {"train.tsv": one.replace(",", "\t") + "x\t1\n" * 9, "dev.csv": two}
+    splits = TASKS["rotten-tomatoes"]().load(write(tmp_path / "two", two_files))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [10, 1, 0]
+
+
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 HUB = {

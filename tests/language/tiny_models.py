@@ -79,13 +79,13 @@ LINES = [
 ] * 4
 
 
-def _byte_level(end: str, merges: int) -> Tokenizer:
+def _byte_level(end: str, merges: int, lines: list[str] = LINES) -> Tokenizer:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
-        LINES,
+        lines,
         trainers.BpeTrainer(
             vocab_size=256 + 5 + merges, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
         ),
@@ -98,9 +98,9 @@ def byte_level(merges: int = 200):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=_byte_level("<end>", merges), eos_token="<end>")
 
 
-def roberta_like():
+def roberta_like(lines: list[str] = LINES, merges: int = 200):
     """Byte-level with <s> and </s> around a text and a mask token that takes the blank in front of it."""
-    inner = _byte_level("<pad>", 200)
+    inner = _byte_level("<pad>", merges, lines)
     inner.add_special_tokens(["<s>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
     s, e = inner.token_to_id("<s>"), inner.token_to_id("</s>")
     inner.post_processor = RobertaProcessing(("</s>", e), ("<s>", s), add_prefix_space=False)
@@ -114,14 +114,14 @@ def roberta_like():
     )
 
 
-def wordpiece():
+def wordpiece(lines: list[str] = LINES, size: int = 200):
     """Like BERT's: lower case, [CLS] and [SEP] around a text."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.train_from_iterator(
-        LINES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+        lines, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     )
     inner.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -130,15 +130,15 @@ def wordpiece():
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, special, strict=True)))
 
 
-def unigram():
+def unigram(lines: list[str] = LINES, size: int = 120):
     """Like T5's: pieces begin with the blank in front of them; </s> behind a text."""
     inner = Tokenizer(models.Unigram())
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
     inner.train_from_iterator(
-        LINES,
+        lines,
         trainers.UnigramTrainer(
-            vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+            vocab_size=size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
         ),
     )
     inner.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -147,31 +147,33 @@ def unigram():
     )
 
 
-def _language(kind: str, vocabulary: int):
+def language(kind: str, vocabulary: int, positions: int = 64):
     small = {**SMALL, "vocab_size": vocabulary}
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     t = transformers
     made = {
         "gpt2": lambda: t.GPT2LMHeadModel(
-            t.GPT2Config(vocab_size=vocabulary, n_positions=64, n_embd=16, n_layer=2, n_head=2, **ends)
+            t.GPT2Config(vocab_size=vocabulary, n_positions=positions, n_embd=16, n_layer=2, n_head=2, **ends)
         ),
         "llama": lambda: t.LlamaForCausalLM(
-            t.LlamaConfig(max_position_embeddings=64, num_key_value_heads=1, tie_word_embeddings=True, **ends, **small)
+            t.LlamaConfig(
+                max_position_embeddings=positions, num_key_value_heads=1, tie_word_embeddings=True, **ends, **small
+            )
         ),
         "opt": lambda: t.OPTForCausalLM(
             t.OPTConfig(
                 vocab_size=vocabulary, hidden_size=16, word_embed_proj_dim=8, ffn_dim=32, num_hidden_layers=2,
-                num_attention_heads=2, max_position_embeddings=64, **ends,
+                num_attention_heads=2, max_position_embeddings=positions, **ends,
             )
         ),
-        "bert": lambda: t.BertForMaskedLM(t.BertConfig(max_position_embeddings=64, **small)),
+        "bert": lambda: t.BertForMaskedLM(t.BertConfig(max_position_embeddings=positions, **small)),
         "distilbert": lambda: t.DistilBertForMaskedLM(
             t.DistilBertConfig(
-                vocab_size=vocabulary, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+                vocab_size=vocabulary, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=positions
             )
         ),
         "roberta": lambda: t.RobertaForMaskedLM(
-            t.RobertaConfig(max_position_embeddings=66, pad_token_id=0, type_vocab_size=1, **small)
+            t.RobertaConfig(max_position_embeddings=positions + 2, pad_token_id=0, type_vocab_size=1, **small)
         ),
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(
@@ -190,7 +192,7 @@ LANGUAGE_MODELS = ("bert", "distilbert", "gpt2", "llama", "opt", "roberta", "t5"
 def make_language_model(kind: str, merges: int = 200):
     """(model with its language head, tokenizer), weights as spread as to tell texts apart."""
     tokenizer = TOKENIZERS[kind]() if kind in TOKENIZERS else byte_level(merges)
-    model = _language(kind, len(tokenizer))
+    model = language(kind, len(tokenizer))
     with torch.no_grad():
         for tensor in model.parameters():
             if tensor.ndim > 1:

@@ -105,3 +105,31 @@ def test_mistakes_are_one_line(overrides, line):
     with pytest.raises(UserError) as told:
         RunConfig.load(None, overrides)
     assert str(told.value).startswith(line) and "\n" not in str(told.value)
+
+
+def test_another_prompt_of_the_task_is_taken_by_its_name(tmp_path):
+    from tiny_models import make_language_model
+
+    from gradientless.language.tasks import TASKS
+
+    for kind in ("gpt2", "bert"):
+        model, tokenizer = make_language_model(kind)
+        model.save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+
+    def asked(task, *overrides, kind="gpt2"):
+        config = RunConfig.load(None, overrides, {"task": task, "model": str(tmp_path / kind), "surface.name": "full"})
+        return prompt_of(config, config.model)
+
+    prompts = TASKS["sst2"].prompts
+    assert asked("sst2") == prompts["causal"]
+    assert asked("sst2", "prompt.name=mezo") == prompts["causal:mezo"]
+    assert asked("sst2", "prompt.name=mezo", "prompt.score=mean").score == "mean"
+    with pytest.raises(UserError, match=r"prompt.name: unknown causal prompt of sst2 'mezzo'; did .* Known: mezo"):
+        asked("sst2", "prompt.name=mezzo")
+    with pytest.raises(UserError, match=r"prompt.name: unknown masked prompt of sst2 'mezo'\. Known: none"):
+        asked("sst2", "prompt.name=mezo", kind="bert")
+    with pytest.raises(UserError, match=r"prompt.name: must not stand beside prompt.text, got 'mezo'"):
+        asked("sst2", "prompt.name=mezo", "prompt.text=So {text}")
+    with pytest.raises(UserError, match=r"prompt.name: must name a prompt of a task, got 'mezo' without one"):
+        asked(None, "prompt.name=mezo", "data.path=rows.csv")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, features
 from gradientless.language.data import EncodedTexts, batch_indices
 from gradientless.language.surfaces import SURFACES, Surface, options_of
@@ -104,15 +104,22 @@ def prompt_of(config: RunConfig, model: str) -> Prompt | None:
     """The prompt by which the model is read: the configuration's own, or the task's for the model's family."""
     own, family = config.prompt, backbone.family(backbone.load_config(model))
     classes = config.kind == "classification"
-    wanted = not classes or config.surface.readout == "prompt" or own.text is not None or bool(own.words)
+    wanted = not classes or config.surface.readout == "prompt" or bool(own.text or own.name or own.words)
     if config.surface.readout == "head" or (family == "masked" and not wanted):
         return None
-    tasks = find_task(config.task).prompts if config.task is not None else {}
+    task = None if config.task is None else find_task(config.task)
+    tasks = {} if task is None else task.prompts
+    if own.name is not None:
+        if task is None:
+            raise UserError(f"prompt.name: must name a prompt of a task, got '{own.name}' without one")
+        names = [key.partition(":")[2] for key in tasks if key.startswith(f"{family}:")]
+        if own.name not in names:
+            raise unknown("prompt.name", f"{family} prompt of {task.key}", own.name, names or ["none"])
     if own.text is None and family not in tasks:
         if wanted:
             raise UserError(f"prompt.text: must be given for a {family} model where the task has none, got nothing")
         return None
-    base = tasks.get(family)
+    base = tasks.get(family) if task is None or own.name is None else task.prompt(family, own.name)
     text = own.text if own.text is not None else base.text  # type: ignore[union-attr]
     words = own.words or (base.words if base is not None else {})
     if classes and not words:

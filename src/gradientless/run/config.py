@@ -324,6 +324,8 @@ class SurfaceConfig(_Section):
 class PromptConfig(_Section):
     """A prompt of your own; the task's by default."""
 
+    name: str | None = None
+    """Another of the task's prompts for the model's family than the first, such as "mezo"."""
     text: str | None = None
     """The template, with {text}, perhaps {text_pair}, and perhaps {label} or {mask} where the label word stands."""
     words: dict[str, str] = {}
@@ -333,6 +335,12 @@ class PromptConfig(_Section):
     or the sum, by default."""
     answer: str | None = None
     """How a choice or an answer is said, with {answer}; as the task has it by default."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> PromptConfig:
+        if self.name is not None and self.text is not None:
+            raise UserError(f"prompt.name: must not stand beside prompt.text, got {shown(self.name)}")
+        return self
 
 
 class ScheduleConfig(_Section):

