@@ -135,8 +135,10 @@ def _opened(name: str, surface: Any, batch: dict[str, Tensor], folder: Path) -> 
         ours = surface.model.backbone
     opened: Any = kind.from_pretrained(place).eval()
     tokens = {key: tensor for key, tensor in batch.items() if key != "slots"}
+    if opened.config.is_encoder_decoder and said_by is None and "decoder_input_ids" not in tokens:
+        tokens["decoder_input_ids"] = torch.full_like(tokens["input_ids"][:, :1], opened.config.decoder_start_token_id)
     causal = said_by is not None and said_by.family == "causal"
-    if name in IN_PEFT and (name not in ("prefix", "prompt") or causal):  # peft puts tokens before causal models alone
+    if name in IN_PEFT and (name not in ("prefix", "prompt") or causal):
         import peft
 
         opened = peft.PeftModel.from_pretrained(opened, str(folder)).eval()

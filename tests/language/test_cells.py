@@ -40,8 +40,6 @@ ENCODERS, DECODERS = ("bert", "distilbert", "roberta"), ("opt", "llama")
 
 def refusal(name: str, kind: str, readout: str) -> str | None:
     """Why a family cannot have a surface; None where it can."""
-    if kind == "t5" and readout == "head" and name not in ("lst", "k_lst"):
-        return "head: .* must be an encoder or a decoder, got an encoder-decoder model"
     if name == "prefix" and kind not in DECODERS:
         return f"prefix: the model must be a causal one, got a {'text-to-text' if kind == 't5' else 'masked'} model"
     if name == "prompt" and kind == "t5":
@@ -85,6 +83,7 @@ def test_contract(name, kind, readout, folder, tmp_path):
 INSIDE = [(*cell, {}) for cell in ALL if refusal(*cell) is None]
 INSIDE += [("k_lst", kind, "prompt", options) for kind in ("bert", "t5") for options in (
     {"unfrozen": 1}, {"window": "all", "sharing": "rung", "down": "low-rank", "rank": 2})]  # fmt: skip
+INSIDE += [("prefix", kind, "prompt", {"reparameterise": True}) for kind in DECODERS]
 
 
 @pytest.mark.parametrize(("name", "kind", "readout", "more"), INSIDE)
@@ -115,6 +114,20 @@ def test_noise_inside_the_modules_is_noise_in_the_weights(name, kind, readout, m
     assert all(torch.equal(tensor, before[name]) for name, tensor in surface.state_dict().items())
     if name in ("lst", "k_lst", "prefix", "prompt"):  # gates, places in a window, virtual tokens
         assert inject.injection.one_by_one
+
+
+def test_a_head_reads_the_first_state_of_a_decoder(folder):
+    """Of T5's, behind its start token; there is nothing else to pool."""
+    surface = SURFACES["head"].create(folder("t5"), LABELS, max_length=16)
+    batch = surface.encode(EXAMPLES).batch([0, 1])
+    start = torch.zeros(2, 1, dtype=torch.int64)
+    with torch.no_grad():
+        tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        states = surface.model(**tokens, decoder_input_ids=start).last_hidden_state
+    assert surface.pooling == "cls" and torch.equal(surface.features(batch), states[:, 0])
+    for options in ({"pooling": "mean"}, {"head": "library"}):
+        with pytest.raises(UserError, match=r"^head: '.*' is an encoder-decoder, of which a new head reads the first"):
+            SURFACES["head"].create(folder("t5"), LABELS, max_length=16, **options)
 
 
 @pytest.mark.parametrize(("name", "kind", "readout"), [cell for cell in ALL if refusal(*cell) is not None])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import shlex
 import signal
 import statistics
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,6 +318,31 @@ def test_time_counts_the_features(folder, tiny_model, tmp_path):
     (result,) = found.results["head"]
     assert result["seconds"] == pytest.approx(summary["seconds"] + summary["features_seconds"], abs=2e-3)
     assert "on a frozen body, its features" in found.caption()
+
+
+def test_what_stood_before_a_method_is_freed_before_it(folder, tmp_path, monkeypatch):
+    """Else it would count as a part of the loaded model, and what takes its place as nothing."""
+
+    class Circle:
+        pass
+
+    def train(*_, **__):
+        seen.append(left())
+        metrics = {"accuracy": 0.5, "f1": 0.5, "loss": 1.0}
+        costs = {"forward_passes": 1, "seconds": 1.0, "features_seconds": 0.0, "peak_memory_mib": 1.0}
+        return {"metrics": metrics, "texts_cut": {}, **costs}
+
+    monkeypatch.setattr("gradientless.run.compare.train", train)
+    seen: list[object] = []
+    gc.disable()
+    try:
+        one = Circle()
+        one.itself, left = one, weakref.ref(one)
+        del one
+        compare(*ask(folder, ("mezo",), TUNING, (13,)), tmp_path, Console(quiet=True))
+    finally:
+        gc.enable()
+    assert seen == [None]
 
 
 class TestGoingOn:

@@ -2,8 +2,8 @@
 
 Three kinds. "library": the head that the library's own sequence classifier of the architecture has, on the first token;
 what is saved opens with plain transformers. "two-layer": a head of our own on pooled features of any encoder or
-decoder. "linear": the same without the inner layer. What is saved of the latter two opens with a few lines
-(docs/saved-models.md).
+decoder, or on the first state of an encoder-decoder's decoder. "linear": the same without the inner layer. What is
+saved of the latter two opens with a few lines (docs/saved-models.md).
 """
 
 from __future__ import annotations
@@ -148,8 +148,9 @@ class HeadSurface(Surface):
         head: "library", "two-layer", "linear" or "auto": linear for start "probe"; else the library's where the
             architecture has one that we know and neither `pooling`, `hidden` nor `activation` asks for something else,
             but two-layer for `starter:` models, whose first token was not trained to stand for the text.
-        pooling: "cls" (first token), "mean" (over the text's tokens), "last" (the text's last token). "auto" is the
-            first token for library heads, else the mean.
+        pooling: "cls" (first token; of an encoder-decoder the decoder's, which is all that it has), "mean" (over the
+            text's tokens), "last" (the text's last token). "auto" is the first token for library heads and
+            encoder-decoders, else the mean.
         hidden: width of the two-layer head's inner layer, by default that of the features. activation: "relu", "tanh"
             or "gelu"; "auto" is the library head's own, and relu for the two-layer head.
         start: "random", or "probe": `begin` sets a linear head to the logistic regression on the training rows.
@@ -171,8 +172,12 @@ class HeadSurface(Surface):
         if head == "linear" and (hidden is not None or activation != "auto"):
             raise UserError(f"head: 'linear' has no inner layer, got hidden {hidden}, activation {activation}")
         config = backbone.load_config(model)
-        if getattr(config, "is_encoder_decoder", False):
-            raise UserError(f"head: '{model}' must be an encoder or a decoder, got an encoder-decoder model")
+        answers = bool(getattr(config, "is_encoder_decoder", False))  # and its first state is read
+        if answers and (pooling not in ("auto", "cls") or head == "library"):
+            told = f"pooling {pooling}" if head != "library" else "head 'library'"
+            raise UserError(
+                f"head: '{model}' is an encoder-decoder, of which a new head reads the first state, got {told}"
+            )
         limit = backbone.longest(config)
         if limit is not None and max_length > limit:
             raise UserError(f"head: max_length must be <= {limit}, the positions of '{model}', got {max_length}")
@@ -209,7 +214,7 @@ class HeadSurface(Surface):
             labels,
             dense,
             _linear(inner, len(labels), generator, device),
-            pooling="mean" if pooling == "auto" else pooling,
+            pooling="cls" if answers else "mean" if pooling == "auto" else pooling,
             activation="relu" if activation == "auto" else activation,
             max_length=max_length,
             dropout=dropout,
@@ -359,6 +364,10 @@ class HeadSurface(Surface):
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
         """Pooled features of a batch of tokens (`Encoded.batch`): float32 [B, width]."""
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        config: Any = self._body().config
+        if getattr(config, "is_encoder_decoder", False):
+            start = int(config.decoder_start_token_id)
+            batch["decoder_input_ids"] = torch.full_like(batch["input_ids"][:, :1], start)
         return _pool(backbone.hidden_states(self._body(), batch), batch["attention_mask"], self.pooling)
 
     @torch.no_grad()
