@@ -65,6 +65,20 @@ def test_gather_and_rows_are_fill(kind):
 
 
 @pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_runs_in_torch_are_the_values_one_by_one(kind, monkeypatch):
+    monkeypatch.setattr("gradientless.search.noise._CHUNK", 300)
+    monkeypatch.setattr("gradientless.search.noise._GATHERED", 70)
+    for start, count in ((0, 1), (5, 2), (127, 700), (2**32 - 3, 1030)):
+        index = torch.arange(start, start + count)
+        expected = reference.values(kind, 3, "w", 2, 1, index)
+        noise = Noise(3, kind, "torch")
+        assert torch.equal(noise.fill("w", 2, 1, start, count), expected)
+        assert torch.equal(noise.gather("w", 2, [1, 0], index)[0], expected)
+        bits = noise.rounding("w", 2, 1, start, count, index.device)
+        assert torch.equal(bits, reference.rounding(3, "w", 2, 1, index)) and bits.dtype == torch.int32
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
 def test_elements_beyond_32_bits(kind):
     start = FAR[kind]
     compiled, readable = Noise(3, kind, "numba"), Noise(3, kind, "torch")

@@ -296,6 +296,33 @@ def test_nothing_of_a_tensors_size_is_held(dtype, evaluator, rank, monkeypatch):
     assert largest <= 0.02 * tensor.numel() * tensor.element_size() + 2**20
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_the_backend_in_torch_holds_less_than_8_mib_in_a_pass(dtype, kind):
+    noise, flat = Noise(0, kind, "torch"), torch.zeros(1_000_000, dtype=dtype)
+    space = Space({"w": flat}, noise)
+    with TensorBytes() as counter:
+        space.add(point(1e-3, Direction(0, 0, ALL)), step=0)
+    assert counter.peak < 8 * 2**20 and flat.any()
+    with TensorBytes() as counter:
+        drawn = noise.gather("w", 0, [0], torch.arange(0, 1_000_000, 4))
+    assert counter.peak < 8 * 2**20 + 8 * 250_000 + 4 * drawn.numel()
+
+
+def test_rows_that_are_probed_alone_keep_the_bound_of_a_walk():
+    table = nn.Parameter(torch.zeros(30_522, 384))
+
+    def closure():
+        return 1.0
+
+    closure.touched = lambda: {"w": torch.arange(0, 4096 * 7, 7)}
+    optimizer = TwoPoint([("w", table)], {"lr": 1e-3}, evaluator="walk", check=False)
+    with TensorBytes() as counter:
+        optimizer.step(closure)
+    copy = 4096 * 384 * 4
+    assert copy < counter.peak < copy + 5 * 2**20 < 0.02 * table.numel() * 4 + 16 * 2**20
+
+
 @pytest.mark.parametrize("more", [{}, {"rank": 8}, {"entries": 100_000}, {"noise": "sphere"}], ids=str)
 @pytest.mark.parametrize("squared", [False, True])
 def test_a_norm_penalty_keeps_the_bound_of_a_walk(squared, more):

@@ -23,7 +23,7 @@ from gradientless.search.selection import DEPENDS_ON_WEIGHTS, largest
 Entries = list[tuple[str, Tensor | None]]  # per tensor of a block: flat positions, or None for all of them
 
 
-_SUMMED, _CHUNK = 1 << 14, 1 << 18  # entries handled at a time
+_SUMMED, _ROWS, _CHUNK = 1 << 14, 1 << 16, 1 << 18  # entries handled at a time
 NO_DECAY: Mapping[str, float] = {}
 
 
@@ -512,14 +512,15 @@ class Space:
     def _move_rows(self, name: str, rows: Tensor, terms: Point) -> None:
         tensor = self.tensors[name].detach()
         columns = tensor.numel() // tensor.shape[0]
-        positions = (rows.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)).view(-1)
-        for coefficient, direction in terms:
-            found = dict(self.entries(self.block(direction.block), direction.step))
-            if name not in found:
-                continue
-            index = found[name]
-            index = positions if index is None else index[torch.isin(index, positions)]
-            self._add(self._single(name, index, coefficient, direction), tensor)
+        places = [(term, dict(self.entries(self.block(term[1].block), term[1].step))) for term in terms]
+        for some in rows.split(max(1, _ROWS // columns)):
+            positions = (some.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)).view(-1)
+            for (coefficient, direction), found in places:
+                if name not in found:
+                    continue
+                index = found[name]
+                index = positions if index is None else index[torch.isin(index, positions)]
+                self._add(self._single(name, index, coefficient, direction), tensor)
 
     def _single(
         self, name: str, index: Tensor | None, coefficient: float, direction: Direction, wide: bool = False

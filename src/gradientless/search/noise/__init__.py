@@ -16,7 +16,8 @@ from gradientless.errors import UserError, unknown
 from gradientless.search.noise import cpu, reference, updates
 
 DISTRIBUTIONS = (*reference.STREAMS, "sphere")
-_CHUNK = 1 << 18  # entries of which a pass holds temporary tensors
+_CHUNK = 1 << 17  # entries of which a pass holds temporary tensors
+_GATHERED = 1 << 15  # the same of entries that stand anywhere, each with a counter to itself
 BACKENDS = ("auto", "torch", "numba")
 
 
@@ -53,8 +54,11 @@ class Noise:
             out = np.empty(count, np.float32)
             cpu.fill(self.kind, self.seed, name, step, draw, start, out)
             return torch.from_numpy(out)
-        index = torch.arange(start, start + count, device=device)
-        return reference.values(self.kind, self.seed, name, step, draw, index)
+        drawn = torch.empty(count, device=device)
+        for at in range(0, count, _CHUNK):
+            part = drawn[at : at + _CHUNK]
+            part.copy_(reference.run(self.kind, self.seed, name, step, draw, start + at, part.numel(), device))
+        return drawn
 
     def rows(
         self, name: str, step: int, draws: Sequence[int], count: int, device: torch.device | str = "cpu"
@@ -73,8 +77,11 @@ class Noise:
             out = np.empty((len(draws), index.numel()), np.float32)
             cpu.gather(self.kind, self.seed, name, step, np.asarray(draws, np.int64), index.numpy(), out)
             return torch.from_numpy(out)
-        rows = [reference.values(self.kind, self.seed, name, step, draw, index) for draw in draws]
-        return torch.stack(rows)
+        rows = torch.empty(len(draws), index.numel(), device=index.device)
+        for row, draw in zip(rows, draws, strict=True):
+            for part, out in zip(index.split(_GATHERED), row.split(_GATHERED), strict=True):
+                out.copy_(reference.values(self.kind, self.seed, name, step, draw, part))
+        return rows
 
     def walk(
         self, name: str, flat: Tensor, terms: Sequence[tuple[float, int, int]], decay: float = 1.0, start: int = 0
@@ -103,8 +110,10 @@ class Noise:
             raw, half = wide.contiguous().numpy().view(np.uint32), out.view(torch.int16).numpy().view(np.uint16)
             updates.store_bfloat16(self.seed, name, step, draw, start, raw, half)
             return
-        bits = self.rounding(name, step, draw, start, wide.numel(), out.device)
-        out.copy_(reference.round_stochastically(wide, bits, out.dtype))
+        for at in range(0, wide.numel(), _CHUNK):
+            part, target = wide[at : at + _CHUNK], out[at : at + _CHUNK]
+            bits = self.rounding(name, step, draw, start + at, part.numel(), out.device)
+            target.copy_(reference.round_stochastically(part, bits, out.dtype))
 
     def add_product(
         self, name: str, flat: Tensor, left: Tensor, right: Tensor, rounding: tuple[int, int] | None = None
@@ -142,7 +151,11 @@ class Noise:
             out = np.empty(count, np.int32)
             cpu.rounding(self.seed, name, step, draw, start, out)
             return torch.from_numpy(out)
-        return reference.rounding(self.seed, name, step, draw, torch.arange(start, start + count, device=device))
+        bits = torch.empty(count, dtype=torch.int32, device=device)
+        for at in range(0, count, _CHUNK):
+            part = bits[at : at + _CHUNK]
+            part.copy_(reference.rounding_run(self.seed, name, step, draw, start + at, part.numel(), device))
+        return bits
 
     def select(self, name: str, step: int, size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
         """`count` distinct positions of range(size) for block `name` at `step`, sorted: int64 [count]."""

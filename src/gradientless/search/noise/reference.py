@@ -80,12 +80,50 @@ def values(distribution: str, seed: int, name: str, step: int, draw: int, index:
         word = out.gather(-1, place.unsqueeze(-1)).squeeze(-1)
         return (_popcount(word) - 16).float() * torch.tensor(0.35355338, dtype=torch.float32)  # 1/sqrt(8)
     pair = (place // 2 * 2).unsqueeze(-1)
-    a, b = out.gather(-1, pair).squeeze(-1), out.gather(-1, pair + 1).squeeze(-1)
+    radius, cosine, sine = _box_muller(out.gather(-1, pair).squeeze(-1), out.gather(-1, pair + 1).squeeze(-1))
+    return radius * torch.where(place % 2 == 0, cosine, sine)
+
+
+def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # torch's single-precision square root may come from a vector library that is off by one bit; through double
     # precision the result is correctly rounded, as IEEE hardware has it.
     radius = torch.sqrt((-2.0 * _log(a)).double()).float()
-    cosine, sine = _cosine_sine(b)
-    return radius * torch.where(place % 2 == 0, cosine, sine)
+    return radius, *_cosine_sine(b)
+
+
+def run(
+    distribution: str,
+    seed: int,
+    name: str,
+    step: int,
+    draw: int,
+    start: int,
+    count: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """`values` at [start, start + count): the same bits with every counter computed once, not once an entry."""
+    group = GROUP[distribution]
+    blocks = torch.arange(start // group, -(-(start + count) // group), device=device)
+    out = words(seed, name, STREAMS[distribution], step, draw, blocks)
+    if distribution == "rademacher":
+        found = (1 - 2 * ((out.unsqueeze(-1) >> torch.arange(32, device=device)) & 1)).float()
+    elif distribution == "near_normal":
+        found = (_popcount(out) - 16).float() * torch.tensor(0.35355338, dtype=torch.float32)  # 1/sqrt(8)
+    else:
+        radius, cosine, sine = _box_muller(out[:, 0::2], out[:, 1::2])
+        found = torch.stack([radius * cosine, radius * sine], dim=-1)
+    skip = start % group
+    return found.flatten()[skip : skip + count]
+
+
+def rounding_run(
+    seed: int, name: str, step: int, draw: int, start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """`rounding` at [start, start + count), likewise."""
+    blocks = torch.arange(start // 8, -(-(start + count) // 8), device=device)
+    out = words(seed, name, ROUND, step, draw, blocks)
+    halves = (out.unsqueeze(-1) >> torch.tensor([0, 16], device=device)) & 0xFFFF
+    return halves.flatten()[start % 8 : start % 8 + count].int()
 
 
 def rounding(seed: int, name: str, step: int, draw: int, index: Tensor) -> Tensor:
