@@ -60,6 +60,7 @@ def endless(texts, rows):
 INJECT = ("optimizer.evaluator=inject", "optimizer.rank=1", "optimizer.noise=rademacher")
 SNAPSHOT = ("optimizer.evaluator=snapshot", "optimizer.rank=1", "optimizer.noise=rademacher")
 MEZO = ("optimizer.lr=1e-3", "optimizer.eps=1e-2")
+VECTORS = ("surface.name=ia3", "surface.max_new_tokens=3", "optimizer.radius=5", "optimizer.candidates=3")
 SMALL = ("surface.name=full", "data.max_length=60", "surface.max_new_tokens=6", "batch_size=4", "steps=2")
 
 
@@ -154,7 +155,9 @@ LOSSES = [
     ("record", ()),
     ("record", ("loss=cross-entropy", "prompt.score=mean")),
     ("squad", ()),
+    ("copa", ("loss=exact-match",)),
     ("squad", ("loss=token-f1",)),
+    ("squad", ("loss=exact-match",)),
     ("squad", ("reward={rewards}:short",)),
 ]
 
@@ -399,6 +402,29 @@ class TestRewards:
             summary = json.loads((run / "summary.json").read_text("utf-8"))
             assert summary["metrics"]["reward"] == max(rewards) and RunConfig.load(run / "config.toml").loss == "reward"
             assert next(line["loss"] for line in lines if line["split"] == "train") >= 0
+
+    @pytest.mark.parametrize(
+        ("task", "optimizer", "own"),
+        [
+            ("squad", "gld", ("reward={rewards}:short", *VECTORS, "batch_size=6")),
+            ("squad", "mezo", ("reward={rewards}:short", *SNAPSHOT, "optimizer.lr=1e-2", "optimizer.eps=3e-2")),
+            ("copa", "gld", ("loss=token-f1", "prompt.score=mean", *VECTORS)),
+            ("copa", "gld", ("loss=exact-match", "prompt.score=mean", *VECTORS)),
+        ],
+        ids=["reward-gld", "reward-mezo", "token-f1-gld", "exact-match-gld"],
+    )
+    def test_a_few_steps_on_one_batch_improve_it(self, place, task, optimizer, own):
+        own = [each.format(rewards=place / "rewards.py") for each in own]
+        given = [] if any(each.startswith("batch_size") for each in own) else ["batch_size=10"]
+        config = config_of(place, task, *own, *given, optimizer=optimizer)
+        splits = load_splits(config)
+        surface = make_surface(config, splits.labels, "cpu")
+        loss = loss_of(config.loss, config.reward, splits.kind, splits.labels)
+        objective = Rows(surface, splits.train, config, "train", loss).objective(0, Noise(config.seed))
+        made, before = make_optimizer(config, surface), float(objective())
+        for _ in range(2):
+            made.step(objective)
+        assert float(objective()) < before
 
     def test_of_classes_it_is_given_their_names(self, place):
         give = loss_of("reward", f"{place / 'rewards.py'}:right", "classification", ("no", "yes"))
