@@ -75,9 +75,7 @@ class Progressed:
     stale: int = 0  # evaluations since the best one
     ended: bool = False
     seconds: float = 0.0  # of the loop, in all processes
-    peaks: dict[str, float] = field(
-        default_factory=dict
-    )  # memory of the parts of the run, the highest of all processes
+    peaks: dict[str, float] = field(default_factory=dict)  # of memory, by part, the highest of all processes
 
 
 class Run:
