@@ -1,4 +1,4 @@
-"""A `transformers` training script with two changed lines: the import, and the last argument of the trainer.
+"""A `transformers` training script with two changed lines: the import, and the options of MeZO.
 
 python examples/trainer.py                                  # the starter encoder on Rotten Tomatoes
 python examples/trainer.py --data reviews.csv --model FOLDER
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
-from gradientless.integrations.transformers import ForwardTrainer  # was: from transformers import Trainer
+from gradientless.integrations.transformers import ForwardTrainer as Trainer  # was: from transformers import Trainer
 from gradientless.language.backbone import resolve
 from gradientless.language.data import load_table
 from gradientless.language.tasks import TASKS
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     def encode(rows):
         return [{**tokenizer(row.text, truncation=True, max_length=128), "labels": row.label} for row in rows]
 
-    trainer = ForwardTrainer(
+    trainer = Trainer(
         model=model,
         args=TrainingArguments(
             options.out,
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         train_dataset=encode(splits.train),
         eval_dataset=encode(splits.validation),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
-        forward_optimizer="mezo",
-        optimizer_options={"lr": options.lr, "eps": 1e-3, "noise": "rademacher"},
+        optimizer_options={"lr": options.lr, "eps": 1e-3, "noise": "rademacher"},  # of forward_optimizer="mezo"
     )
     trainer.train()
     trainer.save_model()

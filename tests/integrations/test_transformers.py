@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -63,10 +65,13 @@ class Watch(transformers.TrainerCallback):
         self.events.append(("substep", state.global_step, fingerprint(dict(model.named_parameters()))))
 
 
-def test_it_learns_logs_evaluates_and_saves(tmp_path):
+@pytest.mark.parametrize(("method", "options", "points"), [("stp", {"radius": 0.02}, 3), (*METHODS["mezo"], 4)])
+def test_it_learns_logs_evaluates_and_saves(method, options, points, tmp_path):
     watch = Watch()
     trainer = make_trainer(
         tmp_path,
+        method,
+        options,
         trainer={"callbacks": [watch], "compute_metrics": lambda p: {"accuracy": (p[0].argmax(-1) == p[1]).mean()}},
         max_steps=12, save_steps=6, eval_strategy="steps", eval_steps=6, gradient_accumulation_steps=2,
         load_best_model_at_end=True,
@@ -77,7 +82,7 @@ def test_it_learns_logs_evaluates_and_saves(tmp_path):
     logged = [line for line in history if "loss" in line]
     assert [line["step"] for line in logged] == [2, 4, 6, 8, 10, 12]
     assert "grad_norm" not in logged[0]
-    assert [line["forward_passes"] for line in logged] == [2 + 3 * line["step"] for line in logged]
+    assert [line["forward_passes"] for line in logged] == [2 + points * line["step"] for line in logged]
     assert logged[-1]["learning_rate"] < logged[0]["learning_rate"]
     assert trainer.evaluate()["eval_loss"] < before
     assert "eval_accuracy" in next(line for line in history if "eval_loss" in line)
@@ -279,8 +284,8 @@ def test_a_checkpoint_without_optimizer_state_is_refused(tmp_path):
 
 def test_two_processes_hold_the_same_bits_as_one(tmp_path):
     """Two processes of 8 rows each are one process with two micro-batches of the same rows."""
-    one = make_trainer(tmp_path / "one", gradient_accumulation_steps=2)
-    one.train()
+    from two_processes import METHODS as methods
+
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
@@ -289,12 +294,22 @@ def test_two_processes_hold_the_same_bits_as_one(tmp_path):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1))
-    assert first["processes"] == 2 and first["backend"] == "gloo" and not first["wrapped"]
-    assert first["logs"] and not second["logs"]
-    assert first["fingerprint"] == second["fingerprint"] == fingerprint(dict(one.model.named_parameters()))
-    assert first["losses"] == [line["loss"] for line in one.state.log_history if "loss" in line]
-    for seen in (first, second):
+    both = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    for method, options in methods.items():
+        one = make_trainer(tmp_path / "one" / method, method, options, gradient_accumulation_steps=2)
+        before = fingerprint(dict(one.model.named_parameters()))
+        one.train()
+        first, second = (seen[method] for seen in both)
+        assert first["processes"] == 2 and first["backend"] == "gloo" and not first["wrapped"]
+        assert first["logs"] and not second["logs"]
+        assert first["fingerprint"] == second["fingerprint"] == fingerprint(dict(one.model.named_parameters())), method
+        assert first["fingerprint"] != before
+        assert first["losses"] == [line["loss"] for line in one.state.log_history if "loss" in line]
+        model = make_model()
+        again = OPTIMIZERS[method](model.named_parameters(), **options, seed=1)
+        again.replay(tmp_path / method / "trajectory.bin")
+        assert fingerprint(dict(model.named_parameters())) == first["fingerprint"], "one log of both processes"
+    for seen in both:
         assert seen["error"].startswith("ForwardTrainer: processes must hold equal weights, got ")
         assert seen["error"].endswith("at step 4")
 
@@ -311,6 +326,27 @@ def test_the_example_runs(tmp_path):
     found = example.main(["--model", model, "--data", table, "--out", str(out), "--steps", "4", "--batch-size", "8"])
     assert 0 <= found["eval_accuracy"] <= 1
     transformers.AutoModelForSequenceClassification.from_pretrained(out)
+
+
+def test_the_example_is_a_plain_script_but_for_two_lines():
+    """Without them it is one that `transformers.Trainer` itself runs."""
+    source = (ROOT / "examples" / "trainer.py").read_text("utf-8")
+    plain, changed = [], 0
+    for line in source.splitlines():
+        if "ForwardTrainer" in line and "# was: " in line:
+            plain.append(line.partition("# was: ")[2])
+        elif "optimizer_options=" not in line:
+            plain.append(line)
+            continue
+        changed += 1
+    assert changed == 2
+    tree = ast.parse("\n".join(plain))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "transformers"]
+    names = {alias.name for node in imports for alias in node.names}
+    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Trainer"]
+    given = {keyword.arg for keyword in call.keywords}
+    assert "Trainer" in names and given <= set(inspect.signature(transformers.Trainer).parameters)
+    assert not any("forward" in node.id.lower() for node in ast.walk(tree) if isinstance(node, ast.Name))
 
 
 def test_the_rows_and_models_are_what_the_tests_take_them_for(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "language"):
     sys.path.insert(0, str(folder))
@@ -15,6 +16,11 @@ from tiny_trainer import make_model, make_trainer  # noqa: E402
 
 from gradientless.errors import UserError  # noqa: E402
 from gradientless.search.fingerprint import fingerprint  # noqa: E402
+
+METHODS = {
+    "stp": {"radius": 0.02},
+    "mezo": {"lr": 0.02, "eps": 1e-3, "noise": "rademacher", "evaluator": "walk"},
+}
 
 
 class Parting(transformers.TrainerCallback):
@@ -29,16 +35,19 @@ class Parting(transformers.TrainerCallback):
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     rank = transformers.TrainingArguments(str(out), use_cpu=True).process_index
-    trainer = make_trainer(out / "run", model=make_model(seed=rank))  # unequal at first: the first process's count
-    trainer.train()
-    seen = {
-        "processes": trainer.args.world_size,
-        "backend": torch.distributed.get_backend(),
-        "wrapped": trainer.model_wrapped is not trainer.model,
-        "fingerprint": fingerprint(dict(trainer.model.named_parameters())),
-        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
-        "logs": trainer.optimizer.optimizer.trajectory is not None,
-    }
+    seen: dict[str, Any] = {}
+    for method, options in METHODS.items():
+        model = make_model(seed=rank)  # unequal at first: the first process's count
+        trainer = make_trainer(out / method, method, options, model)
+        trainer.train()
+        seen[method] = {
+            "processes": trainer.args.world_size,
+            "backend": torch.distributed.get_backend(),
+            "wrapped": trainer.model_wrapped is not trainer.model,
+            "fingerprint": fingerprint(dict(trainer.model.named_parameters())),
+            "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+            "logs": trainer.optimizer.optimizer.trajectory is not None,
+        }
     parted = make_trainer(out / "parted", trainer={"checksum_every": 2, "callbacks": [Parting()]}, save_strategy="no")
     try:
         parted.train()

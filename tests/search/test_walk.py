@@ -262,17 +262,18 @@ def test_the_updates_noise_is_the_probes(kind, dtype):
         assert not same(seen, values(probe))
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return nn.functional.cross_entropy(self.head(self.embed(ids[:-1])), ids[1:])
+
+
 def test_tied_tensors_move_once():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(7, 4)
-            self.head = nn.Linear(4, 7, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, ids):
-            return nn.functional.cross_entropy(self.head(self.embed(ids[:-1])), ids[1:])
-
     ids = torch.tensor([1, 5, 2, 2, 6])
     for kind in ("walk", "snapshot"):
         torch.manual_seed(0)

@@ -45,7 +45,8 @@ class MeZO(SPSA):
         """Add the estimate to `.grad` of every parameter, as a backward pass would, for any torch optimizer to use.
 
         Takes the place of `step`: the weights stay, and no learning rate or weight decay of this optimizer counts.
-        Memory: one copy of the parameters, the gradients. A step that is skipped adds nothing. Returns the loss.
+        Memory: one copy of the parameters, the gradients, and for a moment the largest tensor. A step that is skipped
+        adds nothing. Returns the loss.
         """
         if self.trajectory is not None:
             raise UserError(f"{self.name}: fill_grad must not be logged, since another optimizer moves the weights")
