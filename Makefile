@@ -1,6 +1,7 @@
 # make demo: environment, install, starter model and data, a real run, its plot and table. make test: the test suite.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -16,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gradientless train --yes
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
