@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from gradientless import cli
+from gradientless.run.runfolder import RunFolder
 
 COMMANDS = ("train", "eval", "predict", "replay", "list", "assets")
 
@@ -118,6 +121,34 @@ class TestTheWholeWay:
         assert "yes" in capsys.readouterr().out
         model = (finished / "model" / "model.safetensors").read_bytes()
         assert (tmp_path / "again" / "model.safetensors").read_bytes() == model
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)"),
+        ],
+        ids=["the system's", "a library's"],
+    )
+    def test_a_full_disk_is_one_line_and_loses_nothing(self, error, finished, table, tiny_model, tmp_path, monkeypatch):
+        def full(*_: object) -> None:
+            raise error
+
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save_checkpoint", full)
+            assert run(*training(table, tiny_model, out)) == 2
+        assert run("train", "--out", str(out), "--resume") == 0
+        model = (finished / "model" / "model.safetensors").read_bytes()
+        assert (out / "model" / "model.safetensors").read_bytes() == model
+
+    def test_other_errors_are_shown_whole(self, table, tiny_model, tmp_path, monkeypatch):
+        def wrong(*_: object) -> None:
+            raise OSError(errno.EIO, "other")
+
+        monkeypatch.setattr(RunFolder, "save_checkpoint", wrong)
+        with pytest.raises(OSError, match="other"):
+            cli.main(training(table, tiny_model, tmp_path / "run"))
 
     def test_a_finished_run_is_not_overwritten(self, finished, table, tiny_model, fails):
         assert "which holds a run" in fails(*training(table, tiny_model, finished))[-1]

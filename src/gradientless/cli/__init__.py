@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,8 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(INSTALL.format(error.name.partition(".")[0]), file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if not _is_of_a_full_disk(error):
+            raise
+        print(
+            "disk: must have room, got none left; free some, then repeat the command (a run: --resume)", file=sys.stderr
+        )
+        raise SystemExit(2) from None
     finally:
         warnings.formatwarning = kept
+
+
+def _is_of_a_full_disk(error: Exception) -> bool:
+    """Also where a library that writes has an error of its own for it, and only its words tell."""
+    of_the_system = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return of_the_system or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
