@@ -1,7 +1,7 @@
 """Whether runs lower the held-out loss, or error: every held-out row before and after, paired.
 
-    python experiments/lowered.py experiments/without_derivative.toml --data path/to/SST-2
-    python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/data  # with sst2/ and trec/
+    python experiments/lowered.py experiments/without_derivative.toml --data path/to/data    # with sst2/ and squad/
+    python experiments/lowered.py experiments/forward_on_surfaces.toml --data path/to/data   # with sst2/ and trec/
 
 The weights are those after the last step, not of the best evaluation, so that the held-out rows choose nothing. Runs
 that have ended are not run again. `against = "zero-shot"` compares with the prompted model as it is, where a run starts
@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import run_table
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gradientless.language.metrics import TEXT_METRICS
-from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import TextRows, logits_of
-from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
 from gradientless.run.untuned import prompted
 
@@ -66,20 +63,9 @@ def zero_shot(run: Run) -> dict[str, np.ndarray]:
 
 def differences(settings: dict[str, Any], place: Path, threads: int, against: str | None) -> dict[str, Any]:
     """What a run changes: measure -> mean before, mean after, mean difference and its standard error."""
-    config = RunConfig.load(None, (), {**settings, "out": str(place)})
-    folder = RunFolder.create(place, config.toml(), resume=True)
-    if lines := config.differences(RunConfig.load(folder.config)):
-        raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
-    run = Run(config, folder, Console(quiet=True))
+    run = Run(*run_table.opened(place, settings), Console(quiet=True))
     before = zero_shot(run) if against == "zero-shot" else measured(run)
-    if not folder.summary.exists():
-        command = [sys.executable, "-m", "gradientless", "train", str(folder.config), "--out", str(place), "--resume"]
-        ended = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True
-        )
-        if ended.returncode:
-            raise SystemExit(f"{place}: {ended.stderr.strip()[-2000:]}")
-    summary = folder.read_summary()
+    summary = run_table.run(place, settings, threads)
     run.restore()
     if run.done.step != summary["steps"]:
         raise SystemExit(f"{place}: the last checkpoint must be of step {summary['steps']}, got {run.done.step}")
@@ -116,16 +102,16 @@ def report(results: dict[str, dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with the task's files, or those of its runs")
+    parser.add_argument("--data", type=Path, required=True, help="the folder in which `folder` of each run stands")
     parser.add_argument("--runs", type=Path, default=Path("runs/lowered"), help="where the run folders go")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     arguments = parser.parse_args()
     table = tomllib.loads(arguments.table.read_text("utf-8"))
     results = {}
     for name, own in table["runs"].items():
-        against = own.pop("against", None)
-        data = str(arguments.data / own.pop("folder", ""))
-        settings = {**table["common"], "data.path": data, **own}
+        settings = {**table["common"], **own}
+        against = settings.pop("against", None)
+        settings["data.path"] = str(arguments.data / settings.pop("folder"))
         settings["checkpoint_every"] = settings["evaluate_every"] = settings["steps"]
         place = arguments.runs / arguments.table.stem / name.replace(" ", "-")
         results[name] = differences(settings, place, arguments.threads, against)

@@ -41,10 +41,7 @@ def run(place: Path, settings: dict[str, Any], threads: int) -> dict[str, Any]:
 
     Every run has a process of its own: the peak of the resident memory is then that of its method alone.
     """
-    config = RunConfig.load(None, (), {**settings, "out": str(place)})
-    folder = RunFolder.create(place, config.toml(), resume=True)
-    if lines := config.differences(RunConfig.load(folder.config)):
-        raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
+    _, folder = opened(place, settings)
     if not folder.summary.exists():
         command = [sys.executable, "-m", "gradientless", "train", str(folder.config), "--out", str(place), "--resume"]
         ended = subprocess.run(
@@ -53,6 +50,15 @@ def run(place: Path, settings: dict[str, Any], threads: int) -> dict[str, Any]:
         if ended.returncode:
             raise SystemExit(f"{place}: {ended.stderr.strip()[-2000:]}")
     return {**folder.read_summary(), "folder": folder}
+
+
+def opened(place: Path, settings: dict[str, Any]) -> tuple[RunConfig, RunFolder]:
+    """The configuration of a run in folder `place`, and the folder, which is made unless it is there."""
+    config = RunConfig.load(None, (), {**settings, "out": str(place)})
+    folder = RunFolder.create(place, config.toml(), resume=True)
+    if lines := config.differences(RunConfig.load(folder.config)):
+        raise SystemExit(f"{place} holds a run of another configuration, remove it: {'; '.join(lines)}")
+    return config, folder
 
 
 def tuning_data(place: Path, table: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
