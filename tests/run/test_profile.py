@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from gradientless import cli
 from gradientless.errors import UserError
@@ -274,6 +275,27 @@ class TestCommand:
         assert lines[0].startswith("| what | tuned | registered | touched | backward products | peak, MiB | ")
         assert lines[3].startswith("| bias + adamw | ") and f"| {adamw['products']}, " in lines[3]
         assert " none |" in lines[4] and lines[5].startswith("| prefix + adamw |  |")
+
+    def test_a_narrow_terminal_hides_neither_names_nor_figures(self, capsys):
+        head = [
+            "what",
+            "tuned",
+            "registered",
+            "touched",
+            "backward products",
+            "peak, MiB",
+            "tensors, MiB",
+            "start, MiB",
+        ]
+        rows = [["inference", "", "", "", "", "7.2", "2.1", "", "0.08"]]
+        rows += [["lst + adamw", "319 k, 1.4%", "23 M", "319 k", "83, 2.49 M", "17.9", "9.3", "49.2", "0.126"]]
+        for width in (80, 120):
+            profile._show(Console(width=width), [[*head, "s a step"], *rows])
+            told = capsys.readouterr().out
+            assert "…" not in told and all(
+                word in told for row in rows for cell in row for word in cell.replace(",", " ").split()
+            )
+        assert "lst + adamw  319 k, 1.4%" in told
 
     def test_what_fits(self, run, tiny_model, tmp_path):
         code, out, _ = run("--model", tiny_model, "--surface", "bias", "--optimizer", "adamw", "--fits", "64GiB",

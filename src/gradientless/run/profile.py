@@ -545,15 +545,23 @@ def _show(console: Console, cells: list[list[str]]) -> None:
 
     head, *body = cells
     failed = head[-1] == WHY  # said below: a terminal is too narrow for it
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in head[:-1] if failed else head:
-        words = title in WORDS
-        table.add_column(
-            title if words else title.replace(" ", "\n", 1), justify="left" if words else "right", no_wrap=not words
-        )
-    for line in body:
-        table.add_row(*(line[:-1] if failed else line))
-    console.print(table)
+    told = [line[:-1] if failed else line for line in cells]
+
+    def table(between: str) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for title, *column in zip(*told, strict=True):
+            if title in WORDS:  # may be broken, but not within a word
+                made.add_column(title, min_width=max(len(word) for cell in column for word in ["", *cell.split()]))
+            else:
+                made.add_column("\n".join(title.rsplit(" ", 1)), justify="right", no_wrap=True)
+        for line in told[1:]:
+            made.add_row(*(cell.replace(", ", between) for cell in line))
+        return made
+
+    whole = table(", ")
+    wanted = console.measure(whole, options=console.options.update(max_width=1 << 16)).maximum
+    fits = wanted <= console.width
+    console.print(whole if fits else table(",\n"))
     for line in body:
         if failed and line[-1]:
             what = line[: head.index(WHAT) + 1]
