@@ -100,6 +100,7 @@ def loaded(monkeypatch):
         ("--optimizer", "stp", "optimizer.name"),
         ("--steps", 7, "steps"),
         ("--forward-passes", 700, "forward_passes"),
+        ("--epochs", 1.5, "epochs"),
         ("--batch-size", 8, "batch_size"),
         ("--micro-batch-size", 4, "micro_batch_size"),
         ("--max-length", 9, "data.max_length"),

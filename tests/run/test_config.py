@@ -185,6 +185,9 @@ class TestLayers:
         assert (config.steps, config.forward_passes) == (None, 900)
         both = RunConfig.load("starter", ["forward_passes=900", "steps=5"])
         assert (both.steps, both.forward_passes) == (5, 900)
+        assert RunConfig.load("starter", ["epochs=0.5"]).steps is None
+        assert RunConfig.load(None, ["stages=[{epochs=2}]", "steps=9"]).staged[0].config.steps is None
+        assert lines(None, ["epochs=0"]) == ["epochs: must be > 0, got 0"]
 
     def test_another_optimizer_drops_the_options_of_the_first(self):
         config = RunConfig.load("starter", ["optimizer.lr=1e-3"], {"optimizer.name": "adamw"})

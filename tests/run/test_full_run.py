@@ -29,6 +29,7 @@ from gradientless.run.replay_run import replay_run
 from gradientless.run.train import Run
 from gradientless.search.evaluators import Walk
 from gradientless.search.noise import Noise
+from gradientless.search.optim.spsa import SPSA
 from gradientless.search.points import ALL, Direction, point
 from gradientless.search.space import Space
 from gradientless.search.trajectory import Trajectory
@@ -76,7 +77,7 @@ def arguments(
     usual = [*own, "surface.name=full", "batch_size=6", "schedule.name=constant"]
     usual += ["evaluate_every=5", "checkpoint_every=4", "log_every=3", f"steps={steps}"]
     given = {setting.partition("=")[0] for setting in more}
-    given |= {"steps"} if "forward_passes" in given else set()
+    given |= {"steps"} if given & {"forward_passes", "epochs"} else set()
     given |= {"prompt.text", "prompt.words"} if given & {"prompt.text", "prompt.words"} else set()
     usual = [setting for setting in usual if setting.partition("=")[0] not in given]
     where = ["--data", rows, "--model", models[model], "--device", "cpu", "--out", str(out)]
@@ -516,6 +517,35 @@ def test_the_shorter_of_steps_and_forward_passes_ends_a_run(limits, steps, train
     code, run = train("llama", "mezo", *MEZO, "forward_passes=25", *limits)
     summary = summary_of(run)
     assert code == 0 and (summary["steps"], summary["forward_passes"]) == (steps, 2 + 2 * steps)
+
+
+@pytest.mark.parametrize(("limits", "steps"), [((), 6), (("steps=30",), 6), (("forward_passes=9",), 3)])
+def test_epochs_end_a_run(limits, steps, train):
+    code, run = train("llama", "mezo", *MEZO, "epochs=0.45", *limits)  # of 12 steps
+    assert code == 0 and summary_of(run)["steps"] == steps
+
+
+def test_an_epoch_as_a_number_of_steps(train, monkeypatch, capsys):
+    better_and_better(monkeypatch)
+    renewed = []
+    renorm = SPSA._renorm
+    monkeypatch.setattr(SPSA, "_renorm", lambda self, t: renewed.append(t) or renorm(self, t))
+    options = ("optimizer.variance=grad_norm", "optimizer.renorm_every=epoch", "batch_size=20", "epochs=2.5")
+    code, run = train("llama", "mezo", *MEZO, *options)
+    assert code == 0 and summary_of(run)["steps"] == 9
+    assert sorted(set(renewed)) == [0, 4, 8]  # 72 rows make 3.6 steps
+    assert gradientless("replay", str(run)) == 0
+    assert "bit-equal to the run yes" in told(capsys.readouterr().out)
+
+
+def test_a_log_alone_tells_the_length_that_its_schedule_ends_with(train, monkeypatch, capsys):
+    better_and_better(monkeypatch)
+    code, run = train("llama", "mezo", *MEZO, "steps=30", "forward_passes=25", "schedule.name=linear")
+    assert code == 0
+    (run / "summary.json").unlink()  # as of a run that was killed before its end
+    log = (run / "trajectory.bin").read_bytes()
+    assert gradientless("replay", str(run)) == 0
+    assert "bit-equal to the run yes" in told(capsys.readouterr().out) and (run / "trajectory.bin").read_bytes() == log
 
 
 def test_a_prompt_of_ones_own(train, capsys):

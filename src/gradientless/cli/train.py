@@ -74,6 +74,10 @@ def train(
         int | None,
         typer.Option(help="A budget of forward passes; with --steps too, the shorter holds.", rich_help_panel=METHOD),
     ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Times that every training row is seen; may be a part of one.", rich_help_panel=METHOD),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step.", rich_help_panel=METHOD)] = None,
     micro_batch_size: Annotated[
         int | None, typer.Option(help="Examples at a time; the same losses in less memory.", rich_help_panel=METHOD)
@@ -130,6 +134,7 @@ def train(
         "optimizer.name": optimizer,
         "steps": steps,
         "forward_passes": forward_passes,
+        "epochs": epochs,
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "seed": seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -24,6 +25,7 @@ from gradientless.run.config import (
     ScheduleConfig,
     SurfaceConfig,
     TensorConfig,
+    is_epoch,
     optimizer_class,
     optimizer_options,
     resolve_entries,
@@ -134,17 +136,19 @@ def base_checksum(surface: Surface) -> str:
     return backbone.checksum(surface)
 
 
-def make_optimizer(config: RunConfig, surface: Surface) -> torch.optim.Optimizer:
-    """The optimizer over the surface's tensors, each in a group of its own where the recipe names tensors."""
+def make_optimizer(config: RunConfig, surface: Surface, epoch: float | None = None) -> torch.optim.Optimizer:
+    """The optimizer over the surface's tensors, each in a group of its own where the recipe names tensors.
+
+    epoch: its steps, which options of the value "epoch" stand for; 1 where the rows are not known."""
     name = config.optimizer.name
-    options = _options(config.optimizer, surface)
+    options = _options(config.optimizer, surface, epoch)
     tensors = list(surface.trainable().items())
     groups: Any = tensors
     if config.tensors:
         groups = []
         for key, tensor in tensors:
             match = next((t for t in config.tensors if fnmatch.fnmatchcase(key, t.pattern)), None)
-            own = {} if match is None else _options(match, surface)
+            own = {} if match is None else _options(match, surface, epoch)
             if "radius" in own:
                 own["lr"] = own.pop("radius")
             groups.append({"params": [(key, tensor)], **own})
@@ -167,9 +171,10 @@ def make_optimizer(config: RunConfig, surface: Surface) -> torch.optim.Optimizer
     return chosen(_plain(groups), **options)
 
 
-def _options(section: OptimizerConfig | TensorConfig, surface: Surface) -> dict[str, Any]:
-    """The section's options of the optimizer, with "N*width" as a number."""
-    options = dict(section.model_extra or {})
+def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: float | None) -> dict[str, Any]:
+    """The section's options of the optimizer, with "N*width" and "epoch" as numbers."""
+    steps = max(1, math.ceil(epoch or 1))
+    options = {key: steps if is_epoch(key, value) else value for key, value in section.arguments.items()}
     if "entries" in options:
         options["entries"] = resolve_entries(options["entries"], surface.width)
     return options

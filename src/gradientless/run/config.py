@@ -30,12 +30,13 @@ from pydantic import (
 )
 
 from gradientless.errors import UserError, unknown
-from gradientless.run.layers import keyboard_layer, read_recipe, shown, stack
+from gradientless.run.layers import LENGTHS, keyboard_layer, read_recipe, shown, stack
 from gradientless.run.named import is_own, own
 
 DEFAULT_RECIPE = "starter"
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
+EPOCH = "epoch"
 NOT_RESULTS = ("out", "device", "micro_batch_size")  # say where and how a run is computed, not what
 ENTRIES = re.compile(r"(\d+)\s*\*\s*width")
 
@@ -51,6 +52,7 @@ Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 Dropout = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 Path_ = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
@@ -206,7 +208,7 @@ def _option_errors(owner: str, name: str, options: Mapping[str, Any]) -> list[st
             text = isinstance(value, str)
             if not (ENTRIES.fullmatch(value) if text else isinstance(value, int) and not isinstance(value, bool)):
                 lines.append(f"{owner}.entries: must be a whole number or 'N*width', got {shown(value)}")
-        else:
+        elif not is_epoch(key, value):
             wanted = _kind_of(known[key])
             if wanted and _kind_of(value) != wanted:
                 lines.append(f"{owner}.{key}: must be {wanted}, got {shown(value)}")
@@ -221,6 +223,11 @@ def _kind_of(value: Any) -> str | None:
     if isinstance(value, str):
         return "text"
     return None if value is None else "a list" if isinstance(value, (list, tuple)) else "a table"
+
+
+def is_epoch(key: str, value: Any) -> bool:
+    """Whether an optimizer's option is a number of steps, given as "epoch"."""
+    return key.endswith("_every") and value == EPOCH
 
 
 def resolve_entries(entries: int | str | None, width: int) -> int | None:
@@ -407,9 +414,11 @@ class RunConfig(_Section):
     tensors: tuple[TensorConfig, ...] = ()
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig.model_construct())
     steps: Count | None = None
-    """None: as many as forward_passes pays for."""
+    """None: as many as forward_passes pays for, or epochs hold."""
     forward_passes: Count | None = None
     """A budget of forward passes over one batch of batch_size; the run ends before the step that would exceed it."""
+    epochs: Positive | None = None
+    """Times that every training row is seen; may be a part of one."""
     batch_size: Count = 64
     micro_batch_size: Count | None = None
     evaluate_every: Count = 1000
@@ -455,7 +464,7 @@ class RunConfig(_Section):
         values = dict(values)
         if values.get("task") is None and _plain(values.get("data")).get("path") is None:
             values["task"] = DEFAULT_TASK
-        if values.get("steps") is None and values.get("forward_passes") is None:
+        if all(values.get(key) is None for key in LENGTHS):
             values["steps"] = DEFAULT_STEPS
         if values.get("loss") is None:
             values["loss"] = _default_loss(values)

@@ -6,7 +6,7 @@ as one intention, therefore
 
 - data.path without task means "my own table": the task of a lower layer falls away; task without data.path likewise
   drops a lower layer's data section;
-- steps without forward_passes replaces a lower layer's forward_passes, and the other way round;
+- any of steps, forward_passes and epochs replaces those of a lower layer;
 - another optimizer.name drops the lower layers' options of the optimizer, and of its tensors.
 
 A list is replaced as a whole, but for stages: `stages.2.steps` and `stages.NAME.steps` are keys of a stage.
@@ -28,6 +28,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+LENGTHS = ("steps", "forward_passes", "epochs")  # the shortest of those that are given ends a run
 
 
 def recipes() -> dict[str, str]:
@@ -139,10 +141,10 @@ def stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any],
         below.pop("task", None)  # no note: whoever names their own data means it
     if "task" in above and "path" not in data:
         drop("data", "task was given")
-    if "steps" in above and "forward_passes" not in above:
-        drop("forward_passes", "steps were given")
-    if "forward_passes" in above and "steps" not in above:
-        drop("steps", "forward_passes were given")
+    lengths = [key for key in LENGTHS if key in above]
+    for key in LENGTHS if lengths else ():
+        if key not in above:
+            drop(key, f"{' and '.join(lengths)} were given")
     name, old = _table(above, "optimizer").get("name"), _table(below, "optimizer")
     if name is not None and name != old.get("name", "gld"):
         if set(old) - {"name"}:

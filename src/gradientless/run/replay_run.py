@@ -112,12 +112,13 @@ def _replay(
     if log.header.get("base") != base_checksum(surface):
         what = "base model and the rows must be those" if needs_rows else "base model must be the one"
         raise UserError(f"replay: the {what} that the run started from, got another: {base or config.model}")
-    optimizer = make_optimizer(config, surface)
+    optimizer = make_optimizer(config, surface, log.header.get("steps_an_epoch"))
     if not isinstance(optimizer, ForwardOptimizer):
         raise UserError(f"replay: the optimizer must be a forward one, got {config.optimizer.name}")
     summary = folder.read_summary() if folder.summary.exists() else {}
     steps = int(summary.get("model_step", len(log)))
-    total = int(summary.get("scheduled_steps", config.steps or len(log)))
+    early = summary.get("scheduled_steps", config.steps or len(log))  # the first logs did not say
+    total = int(log.header.get("scheduled_steps", early))
     optimizer.predicted_lr = make_rates(config, optimizer, surface, total)
     optimizer.follow(log.header)
     begin = time.perf_counter()

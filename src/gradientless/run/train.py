@@ -96,7 +96,8 @@ class Run:
         self.ranked = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
         console.print(f"surface     {self.surface.describe()}", highlight=False)
-        self.optimizer = make_optimizer(config, self.surface)
+        self.epoch = len(splits.train) / config.batch_size  # its steps
+        self.optimizer = make_optimizer(config, self.surface, self.epoch)
         self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
         if self.forward is not None:
             self.forward.fused = True  # restore, update and next probe in one pass; `evaluate` settles
@@ -140,8 +141,10 @@ class Run:
         self.memory.end("start")
 
     def _length(self) -> int:
-        """Steps of the run: as configured, or as many as the budget of forward passes pays for."""
-        budget, steps = self.config.forward_passes, self.config.steps
+        """Steps of the run: as configured, as many as the epochs hold, or as the budget of forward passes pays for."""
+        budget, epochs = self.config.forward_passes, self.config.epochs
+        given = [self.config.steps, None if epochs is None else math.ceil(epochs * self.epoch)]
+        steps = min((each for each in given if each is not None), default=None)
         if budget is None:
             assert steps is not None
             return steps
@@ -273,7 +276,8 @@ class Run:
         if not (resume and path.exists()):
             path.unlink(missing_ok=True)
             self.forward.choose_evaluator(Objective.outline(self.surface))
-            self.forward.record(path, {"base": self.base})
+            begun = {"base": self.base, "scheduled_steps": self.steps, "steps_an_epoch": self.epoch}
+            self.forward.record(path, begun)
             return []
         log = Trajectory.open(path)
         self.forward.follow(log.header)
@@ -398,7 +402,7 @@ class Run:
                 for _ in range(self.forward.forecast(1)):
                     objective()
             return
-        trial = make_optimizer(self.config, self.surface)
+        trial = make_optimizer(self.config, self.surface, self.epoch)
         assert isinstance(trial, ForwardOptimizer)
         trial.rehearse(objective)
 
