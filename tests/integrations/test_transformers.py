@@ -140,6 +140,25 @@ class Stop(transformers.TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
+@pytest.mark.parametrize(("budget", "steps"), [(21, 4), (22, 5), (1000, 8)])  # steps of four passes behind two
+def test_the_shorter_of_steps_and_forward_passes_ends_training(budget, steps, tmp_path):
+    method, options = METHODS["mezo"]
+    how = {"trainer": {"forward_passes": budget}, "max_steps": 8, "save_steps": 3}
+    trainer = make_trainer(tmp_path, method, options, **how)
+    assert trainer.train().global_step == steps
+    assert trainer._forward.forward_passes == 2 + 4 * steps
+    assert trainer.lr_scheduler.get_last_lr()[0] == 0.0  # at the end of its schedule
+    again = make_trainer(tmp_path, method, options, make_model(seed=9), **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.state.global_step == steps and equal(weights(trainer.model), weights(again.model))
+
+
+def test_a_budget_below_one_step_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, *METHODS["mezo"], trainer={"forward_passes": 3})
+    with pytest.raises(UserError, match=r"forward_passes: must pay for one step \(6 passes\), got 3"):
+        trainer.train()
+
+
 def test_a_run_resumes_from_its_end(tmp_path):
     make_trainer(tmp_path).train()
     longer = make_trainer(tmp_path, max_steps=12, lr_scheduler_type="linear")

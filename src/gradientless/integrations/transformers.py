@@ -51,6 +51,8 @@ class ForwardTrainer(transformers.Trainer):
         this name, `args.learning_rate`; a radius is never taken from there. `args.weight_decay` goes to a method
         that has weight decay, and is refused for one that has not.
     optimizers: a ready ForwardOptimizer, and a scheduler or None, as for `Trainer`; instead of the two above.
+    forward_passes: a budget of them, over whole batches: training ends before the step that would exceed it, where
+        `args` does not end it earlier. Schedulers run towards that end.
     checksum_every: steps after which several processes compare their weights; 0: never.
 
     Everything else is as for `Trainer`. The model stands in eval() during a step, so that dropout is off and the loss
@@ -69,11 +71,12 @@ class ForwardTrainer(transformers.Trainer):
         *args: Any,
         forward_optimizer: str | type[ForwardOptimizer] = "mezo",
         optimizer_options: Mapping[str, Any] | None = None,
+        forward_passes: int | None = None,
         checksum_every: int = 100,
         **kwargs: Any,
     ):
         self.forward_optimizer, self.optimizer_options = forward_optimizer, dict(optimizer_options or {})
-        self.checksum_every = checksum_every
+        self.forward_passes, self.checksum_every = forward_passes, checksum_every
         self._parts: list[dict[str, Any]] = []  # the micro-batches of the step, as the model takes them
         self._items: Tensor | int | None = None  # the Trainer's count of their labels
         super().__init__(*args, **kwargs)
@@ -226,6 +229,14 @@ class ForwardTrainer(transformers.Trainer):
             raise UserError(f"ForwardTrainer: processes must hold equal weights, got {shown} at step {self._forward.t}")
 
     # Start, end, checkpoints -----------------------------------------------------------------------------------------
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the steps that the budget of forward passes pays for."""
+        *others, max_steps = super().set_initial_training_values(*args, **kwargs)
+        if self.forward_passes is not None:
+            self.create_optimizer()
+            max_steps = self._forward.steps_within(self.forward_passes, max_steps)
+        return *others, max_steps
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         if resume_from_checkpoint is not None and not (Path(resume_from_checkpoint) / OPTIMIZER_NAME).is_file():

@@ -148,13 +148,11 @@ class Run:
         if budget is None:
             assert steps is not None
             return steps
-        low, high = 0, min(steps or budget, budget)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._passes(middle) <= budget else (low, middle - 1)
-        if low < 1:
-            raise UserError(f"forward_passes: must pay for one step ({self._passes(1)} passes), got {budget}")
-        return low
+        if self.forward is not None:
+            return self.forward.steps_within(budget, steps)
+        if budget < PASSES_OF_FIRST_ORDER:
+            raise UserError(f"forward_passes: must pay for one step ({PASSES_OF_FIRST_ORDER} passes), got {budget}")
+        return min(budget // PASSES_OF_FIRST_ORDER, steps or budget)
 
     def _passes(self, steps: int) -> int:
         return steps * PASSES_OF_FIRST_ORDER if self.forward is None else self.forward.forecast(steps)

@@ -468,6 +468,17 @@ class ForwardOptimizer(torch.optim.Optimizer):
             self.load_search_state(before[0])
         return sum(spent) + (max(0, steps - settled) * spent[-1] if spent else 0)
 
+    def steps_within(self, forward_passes: int, most: int | None = None) -> int:
+        """How many further steps so many forward passes pay for, at the most `most`. Raises UserError for none."""
+        low, high = 0, forward_passes if most is None else min(most, forward_passes)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.forecast(middle) <= forward_passes else (low, middle - 1)
+        if low < 1:
+            needed = self.forecast(1)
+            raise UserError(f"forward_passes: must pay for one step ({needed} passes), got {forward_passes}")
+        return low
+
     @torch.no_grad()
     def rehearse(self, closure: Callable[[], Any]) -> None:
         """Measure what a step would measure and take nothing; selections that need measuring are drawn at random.
