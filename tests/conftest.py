@@ -10,3 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--product", action="store_true", help="all optimizers x surfaces x evaluators x dtypes")
