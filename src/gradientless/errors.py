@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from types import TracebackType
 
 
 class UserError(ValueError):
     """Something the user can mend. The message is one line: *owner: requirement, got value*."""
+
+
+class Faults:
+    """What several checks found: `with faults: …` around each of them, and `faults.tell()` at the end."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, UserError):
+            self.lines += str(error).split("\n")
+        return isinstance(error, UserError)
+
+    def tell(self) -> None:
+        """Raise one `UserError` with a line for each that was found."""
+        if self.lines:
+            raise UserError("\n".join(self.lines))
 
 
 def whole(owner: str, what: str, value: object) -> int:

@@ -102,6 +102,14 @@ def test_surface_errors(name, models):
         assert "\n" not in str(caught.value)
 
 
+def test_all_mistakes_of_a_ladder_are_told_at_once(models):
+    wrong = {"pooling": "maen", "dropout": 1.0, "max_length": 0, "reduction": 5, "window": "trailling", "k": 99}
+    with pytest.raises(UserError) as caught:
+        create("k_lst", models("distilbert"), **wrong)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == len(wrong) and all(name in line for name, line in zip(wrong, lines, strict=True))
+
+
 @pytest.mark.parametrize(("name", "model"), [("prefix", "distilbert"), ("lst", "gpt2"), ("side_lora", "gpt2")])
 def test_a_surface_that_the_model_cannot_have(name, model, models):
     message = {

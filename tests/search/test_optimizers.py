@@ -1010,6 +1010,22 @@ def test_options_that_are_refused(key):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "options", "wrong"),
+    [
+        ("mezo", {"samples": 0, "clip": -1.0, "estimate": "three-point"}, ("samples", "unknown estimate", "clip")),
+        ("mezo", {"lr": -1.0, "eps": 0.0, "penalty": -1.0, "entries": 0}, ("lr", "eps", "penalty", "entries")),
+        ("gld", {"sweep": "turn", "momentum": 1.0, "confirm": True}, ("unknown sweep", "momentum", "confirm")),
+        ("gld", {"radius": 0.0, "candidates": 0, "penalty": -1.0}, ("radius", "candidates", "penalty")),
+    ],
+)
+def test_options_that_are_refused_are_told_at_once(key, options, wrong):
+    with pytest.raises(UserError) as caught:
+        OPTIMIZERS[key](make_params().items(), **options)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == len(wrong) and all(f": {name} " in line for name, line in zip(wrong, lines, strict=True))
+
+
 @pytest.mark.parametrize("key", sorted(OPTIMIZERS))
 def test_parameters_that_are_refused(key):
     kind = OPTIMIZERS[key]

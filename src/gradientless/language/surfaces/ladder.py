@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown, whole
+from gradientless.errors import Faults, UserError, unknown, whole
 from gradientless.language import backbone
 
 WINDOWS = ("trailing", "centred", "all")
@@ -187,27 +187,35 @@ class Shape:
         width = getattr(config, family.sizes[0])
         for what in ("reduction", "k", "rank"):
             whole(owner, what, getattr(self, what))
-        if self.reduction < 1 or width % self.reduction:
-            raise UserError(f"{owner}: reduction must divide the model's width {width}, got {self.reduction}")
+        faults = Faults()
+        divides = self.reduction >= 1 and width % self.reduction == 0
+        with faults:
+            if not divides:
+                raise UserError(f"{owner}: reduction must divide the model's width {width}, got {self.reduction}")
         for what, value, known in (
             ("window", self.window, WINDOWS),
             ("way to combine", self.combine, COMBINES),
             ("kind of down-sampling", self.down, DOWNS),
             ("sharing", self.sharing, SHARINGS),
         ):
-            if value not in known:
-                raise unknown(owner, what, value, known)
+            with faults:
+                if value not in known:
+                    raise unknown(owner, what, value, known)
         depths = [getattr(config, name) for name in family.sizes[3]]
-        if self.window != "all" and not 1 <= self.k <= min(depths):
-            raise UserError(f"{owner}: k must be from 1 to the model's {min(depths)} layers, got {self.k}")
-        if not self.temperature > 0:
-            raise UserError(f"{owner}: temperature must be > 0, got {self.temperature}")
-        if self.down == "low-rank" and not 1 <= self.rank <= width // self.reduction:
-            raise UserError(
-                f"{owner}: rank must be from 1 to the side network's width {width // self.reduction}, got {self.rank}"
-            )
-        for depth in depths:
-            self.rungs(owner, depth)
+        with faults:
+            if self.window != "all" and not 1 <= self.k <= min(depths):
+                raise UserError(f"{owner}: k must be from 1 to the model's {min(depths)} layers, got {self.k}")
+        with faults:
+            if not self.temperature > 0:
+                raise UserError(f"{owner}: temperature must be > 0, got {self.temperature}")
+        with faults:
+            if self.down == "low-rank" and divides and not 1 <= self.rank <= width // self.reduction:
+                wide = f"the side network's width {width // self.reduction}"
+                raise UserError(f"{owner}: rank must be from 1 to {wide}, got {self.rank}")
+        with faults:
+            for depth in depths:
+                self.rungs(owner, depth)
+        faults.tell()
 
     def rungs(self, owner: str, depth: int) -> tuple[int, ...]:
         """The backbone layers that have a side layer; a number of them stands for that many at equal distances."""

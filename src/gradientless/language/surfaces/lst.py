@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown, whole
+from gradientless.errors import Faults, UserError, unknown, whole
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
@@ -228,25 +228,42 @@ class LstSurface(Surface):
         options: _Options,
         config: Any,
     ) -> None:
+        owner, faults = cls.owner, Faults()
+        with faults:
+            needed = bool(labels) or options.readout not in ("prompt", "tokens")  # choices and tokens stand in the rows
+            if needed and (len(labels) < 2 or len(set(labels)) < len(labels)):
+                raise UserError(f"{owner}: two labels or more that differ are needed, got {', '.join(labels)}")
+        with faults:
+            if options.readout not in READOUTS:
+                raise unknown(owner, "readout", options.readout, READOUTS)
+            if options.readout == "prompt" and prompt is None:
+                raise UserError(f"{owner}: readout 'prompt' needs a prompt, got none")
+        for what, value, known in (("pooling", options.pooling, POOLINGS), ("init", options.init, INITS)):
+            with faults:
+                if value not in known:
+                    raise unknown(owner, what, value, known)
+        with faults:
+            if whole(owner, "fisher_rows", options.fisher_rows) < 1:
+                raise UserError(f"{owner}: fisher_rows must be >= 1, got {options.fisher_rows}")
+        for what, share in (("dropout", options.dropout), ("connection_dropout", options.connection_dropout)):
+            with faults:
+                if not 0 <= share < 1:
+                    raise UserError(f"{owner}: {what} must be >= 0 and < 1, got {share}")
+        with faults:
+            limit = backbone.longest(config)
+            if options.max_length < 1 or (limit is not None and options.max_length > limit):
+                raise UserError(
+                    f"{owner}: max_length must be from 1 to {limit}, the positions of '{model}', "
+                    f"got {options.max_length}"
+                )
+        with faults:
+            shape.check(owner, config)
+            cls._check_unfrozen(shape, options, getattr(config, family_of(owner, config).sizes[3][-1]))
+        faults.tell()
+
+    @classmethod
+    def _check_unfrozen(cls, shape: Shape, options: _Options, depth: int) -> None:
         owner = cls.owner
-        needed = bool(labels) or options.readout not in ("prompt", "tokens")  # choices and tokens stand in the rows
-        if needed and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise UserError(f"{owner}: two labels or more that differ are needed, got {', '.join(labels)}")
-        shape.check(owner, config)
-        if options.readout not in READOUTS:
-            raise unknown(owner, "readout", options.readout, READOUTS)
-        if options.readout == "prompt" and prompt is None:
-            raise UserError(f"{owner}: readout 'prompt' needs a prompt, got none")
-        if options.pooling not in POOLINGS:
-            raise unknown(owner, "pooling", options.pooling, POOLINGS)
-        if options.init not in INITS:
-            raise unknown(owner, "init", options.init, INITS)
-        if whole(owner, "fisher_rows", options.fisher_rows) < 1:
-            raise UserError(f"{owner}: fisher_rows must be >= 1, got {options.fisher_rows}")
-        for what, value in (("dropout", options.dropout), ("connection_dropout", options.connection_dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"{owner}: {what} must be >= 0 and < 1, got {value}")
-        depth = getattr(config, family_of(owner, config).sizes[3][-1])
         if not 0 <= whole(owner, "unfrozen", options.unfrozen) <= depth:
             raise UserError(f"{owner}: unfrozen must be from 0 to the model's {depth} layers, got {options.unfrozen}")
         read = {n for rung in shape.rungs(owner, depth) for n, _ in window(rung, shape.k, depth, shape.window)}
@@ -254,11 +271,6 @@ class LstSurface(Surface):
             raise UserError(
                 f"{owner}: unfrozen needs a ladder that reads the model's last layer, {depth - 1}, got none behind "
                 f"layer {max(read)}: no gradient would reach the last one"
-            )
-        limit = backbone.longest(config)
-        if options.max_length < 1 or (limit is not None and options.max_length > limit):
-            raise UserError(
-                f"{owner}: max_length must be from 1 to {limit}, the positions of '{model}', got {options.max_length}"
             )
 
     @property

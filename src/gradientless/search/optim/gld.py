@@ -17,12 +17,13 @@ m ← μ m + (1 - μ) w u for the accepted update u (zero when nothing was accep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import Faults, UserError, unknown
 from gradientless.search.optim.base import Conversation, ForwardOptimizer
 from gradientless.search.optim.options import OptionTrees
 from gradientless.search.points import ORIGIN, POOL, BufferUpdate, Direction, Point, Rank, Update, point, scaled
@@ -88,21 +89,27 @@ class GLD(ForwardOptimizer):
         evaluator: str = "auto",
         check: bool = True,
     ):
-        if sweep not in SWEEPS:
-            raise unknown("GLD", "sweep", sweep, SWEEPS)
-        if not 0.0 <= momentum < 1.0:
-            raise UserError(f"GLD: momentum must be in [0, 1), got {momentum}")
-        if momentum_weighted and not momentum:
-            raise UserError("GLD: momentum_weighted must come with momentum > 0, got momentum 0")
-        if confirm and options is None:
-            raise UserError("GLD: confirm must come with options, got options None")
-        if options is not None and (sweep != "turns" or momentum or pool):
-            raise UserError("GLD: options must stand alone, got them with pool, momentum or sweep 'parallel'")
-        if not fisher_scale > 0 or fisher_draws < 1 or fisher_rows < 2:
-            raise UserError(
-                "GLD: fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
-                f"got {fisher_scale}, {fisher_draws} and {fisher_rows}"
-            )
+        faults = Faults()
+        with faults:
+            if sweep not in SWEEPS:
+                raise unknown("GLD", "sweep", sweep, SWEEPS)
+        for wrong, told in (
+            (not 0.0 <= momentum < 1.0, f"momentum must be in [0, 1), got {momentum}"),
+            (momentum_weighted and not momentum, "momentum_weighted must come with momentum > 0, got momentum 0"),
+            (confirm and options is None, "confirm must come with options, got options None"),
+            (
+                options is not None and (sweep != "turns" or momentum or pool),
+                "options must stand alone, got them with pool, momentum or sweep 'parallel'",
+            ),
+            (
+                not fisher_scale > 0 or fisher_draws < 1 or fisher_rows < 2,
+                "fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
+                f"got {fisher_scale}, {fisher_draws} and {fisher_rows}",
+            ),
+        ):
+            if wrong:
+                faults.lines.append(f"GLD: {told}")
+        faults.tell()
         self.importance_options = {
             "scale": fisher_scale,
             "draws": fisher_draws,
@@ -135,25 +142,29 @@ class GLD(ForwardOptimizer):
         return pair[0], pair[1]
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        for name, tensor in zip(group["names"], group["params"], strict=True):
-            if not group["lr"] > 0 or group["lr"] == float("inf"):
-                raise UserError(f"GLD: radius must be > 0 and finite for tensor '{name}', got {group['lr']}")
-            for key in ("candidates", "reselect_every"):
-                if key == "reselect_every" and group[key] is None:
-                    continue
-                if isinstance(group[key], bool) or not isinstance(group[key], int) or group[key] < 1:
-                    raise UserError(f"GLD: {key} must be an integer >= 1 for tensor '{name}', got {group[key]!r}")
-            if group["candidates"] > 200:
-                raise UserError(f"GLD: candidates must be <= 200 for tensor '{name}', got {group['candidates']}")
-            if not group["penalty"] >= 0:
-                raise UserError(f"GLD: penalty must be >= 0 for tensor '{name}', got {group['penalty']}")
-            check("GLD", group["selection"], group["entries"], group["indices"], name, tensor.numel())
-        if group["indices"] is not None and len(group["params"]) > 1:
-            raise UserError("GLD: indices must be given for a group of one tensor")
-        if self.trees is not None and group["candidates"] + 1 < self.trees.width:
-            raise UserError(
-                f"GLD: options per level must be <= candidates + 1 = {group['candidates'] + 1}, got {self.trees.width}"
-            )
+        name, faults = group["names"][0], Faults()
+
+        def require(holds: bool, told: str) -> None:
+            if not holds:
+                faults.lines.append(f"GLD: {told}")
+
+        require(0 < group["lr"] < math.inf, f"radius must be > 0 and finite for tensor '{name}', got {group['lr']}")
+        for key in ("candidates", "reselect_every"):
+            number = group[key]
+            fits = not isinstance(number, bool) and isinstance(number, int) and number >= 1
+            may_be_none = key == "reselect_every" and number is None
+            require(fits or may_be_none, f"{key} must be an integer >= 1 for tensor '{name}', got {number!r}")
+        require(group["penalty"] >= 0, f"penalty must be >= 0 for tensor '{name}', got {group['penalty']}")
+        with faults:
+            for each, tensor in zip(group["names"], group["params"], strict=True):
+                check("GLD", group["selection"], group["entries"], group["indices"], each, tensor.numel())
+            if group["indices"] is not None and len(group["params"]) > 1:
+                raise UserError("GLD: indices must be given for a group of one tensor")
+        faults.tell()
+        require(group["candidates"] <= 200, f"candidates must be <= 200 for tensor '{name}', got {group['candidates']}")
+        least, width = group["candidates"] + 1, 0 if self.trees is None else self.trees.width
+        require(width <= least, f"options per level must be <= candidates + 1 = {least}, got {width}")
+        faults.tell()
 
     def blocks(self) -> list[Block]:
         if self.pool:

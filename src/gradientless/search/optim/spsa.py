@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import Faults, UserError, unknown
 from gradientless.search.optim.base import ForwardOptimizer
 from gradientless.search.optim.gld import FISHER_LASTS
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Norms, Point, Request, Update
@@ -125,28 +125,46 @@ class SPSA(ForwardOptimizer):
         model: torch.nn.Module | None = None,
         check: bool = True,
     ):
-        self.samples = count(self.name, "samples", samples)
-        self.sample_steps = None if sample_steps is None else count(self.name, "sample_steps", sample_steps)
-        self.renorm_every = None if renorm_every is None else count(self.name, "renorm_every", renorm_every)
-        self.norm_samples = count(self.name, "norm_samples", norm_samples)
-        self.patience = count(self.name, "patience", patience)
+        faults = Faults()
+        for option, number in (
+            ("samples", samples),
+            ("sample_steps", sample_steps),
+            ("renorm_every", renorm_every),
+            ("norm_samples", norm_samples),
+            ("patience", patience),
+        ):
+            with faults:
+                if number is not None:
+                    count(self.name, option, number)
         for option, value, known in (
             ("sample_schedule", sample_schedule, SAMPLE_SCHEDULES),
             ("estimate", estimate, ESTIMATES),
             ("variance", variance, VARIANCES),
         ):
-            if value not in known:
-                raise unknown(self.name, option, value, known)
-        if (sample_schedule == "linear") != (sample_steps is not None):
-            raise UserError(f"{self.name}: sample_steps must be given with sample_schedule 'linear' and only then")
-        if clip is not None and not clip > 0:
-            raise UserError(f"{self.name}: clip must be > 0, got {clip}")
-        if expectation and variance == "none":
-            raise UserError(f"{self.name}: expectation must come with variance 'grad_norm' or 'param_norm'")
-        if renorm_every is not None and variance == "none":
-            raise UserError(f"{self.name}: renorm_every must come with variance 'grad_norm' or 'param_norm'")
-        if estimate == "one-point" and (samples > 1 or layerwise):
-            raise UserError(f"{self.name}: estimate 'one-point' must have samples 1 and no layerwise")
+            with faults:
+                if value not in known:
+                    raise unknown(self.name, option, value, known)
+        for wrong, told in (
+            (
+                (sample_schedule == "linear") != (sample_steps is not None),
+                "sample_steps must be given with sample_schedule 'linear' and only then",
+            ),
+            (clip is not None and not clip > 0, f"clip must be > 0, got {clip}"),
+            (expectation and variance == "none", "expectation must come with variance 'grad_norm' or 'param_norm'"),
+            (
+                renorm_every is not None and variance == "none",
+                "renorm_every must come with variance 'grad_norm' or 'param_norm'",
+            ),
+            (
+                estimate == "one-point" and (samples != 1 or layerwise),
+                "estimate 'one-point' must have samples 1 and no layerwise",
+            ),
+        ):
+            if wrong:
+                faults.lines.append(f"{self.name}: {told}")
+        faults.tell()
+        self.samples, self.sample_steps = samples, sample_steps
+        self.renorm_every, self.norm_samples, self.patience = renorm_every, norm_samples, patience
         self.sample_schedule, self.scale_lr, self.estimate, self.layerwise = (
             sample_schedule,
             scale_lr,
@@ -195,19 +213,24 @@ class SPSA(ForwardOptimizer):
             self.undecayed |= {name for name, tensor in self.space.tensors.items() if id(tensor) in spared}
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        name = group["names"][0]
-        for key, least in (("lr", "> 0"), ("eps", "> 0")):
+        name, faults = group["names"][0], Faults()
+        for key in ("lr", "eps"):
             if not 0 < group[key] < math.inf:
-                raise UserError(f"{self.name}: {key} must be {least} and finite for tensor '{name}', got {group[key]}")
+                told = f"{key} must be > 0 and finite for tensor '{name}', got {group[key]}"
+                faults.lines.append(f"{self.name}: {told}")
         for key in ("penalty", "weight_decay"):
             if not 0 <= group.get(key, 0.0) < math.inf:
-                raise UserError(f"{self.name}: {key} must be >= 0 and finite for tensor '{name}', got {group[key]}")
-        for each, tensor in zip(group["names"], group["params"], strict=True):
+                told = f"{key} must be >= 0 and finite for tensor '{name}', got {group[key]}"
+                faults.lines.append(f"{self.name}: {told}")
+        with faults:
             if group["reselect_every"] is not None:
                 count(self.name, "reselect_every", group["reselect_every"])
-            check_selection(self.name, group["selection"], group["entries"], group["indices"], each, tensor.numel())
-        if group["indices"] is not None and len(group["params"]) > 1:
-            raise UserError(f"{self.name}: indices must be given for a group of one tensor")
+        with faults:
+            for each, tensor in zip(group["names"], group["params"], strict=True):
+                check_selection(self.name, group["selection"], group["entries"], group["indices"], each, tensor.numel())
+            if group["indices"] is not None and len(group["params"]) > 1:
+                raise UserError(f"{self.name}: indices must be given for a group of one tensor")
+        faults.tell()
 
     def check_weights(self, group: Mapping[str, Any]) -> None:
         """A probe must move a weight of the usual size: by one unit in the last place at the least.
