@@ -10,8 +10,9 @@ import re
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -631,12 +632,15 @@ def test_a_step_without_a_finite_loss_is_skipped(train, own, capsys):
 # --- rows of a table that the batch does not touch -------------------------------------------------------------------
 
 
+GOOD_OR_BAD = {"negative": " bad", "positive": " good"}
+
+
 @pytest.fixture
 def objective_of(models):
     """objective_of(model) -> the loss on two short rows of the surface full over that model."""
 
-    def make(model: str) -> Objective:
-        options = {} if model == "bert" else {"prompt": Prompt("{text}:", {"negative": " bad", "positive": " good"})}
+    def make(model: str, words: Mapping[str, str] = GOOD_OR_BAD) -> Objective:
+        options = {} if model == "bert" else {"prompt": Prompt("{text}:", words)}
         folder = models.get(model, model)
         surface = FullSurface.create(folder, ("negative", "positive"), max_length=16, seed=1, **options)
         encoded = surface.encode([Example("a good film", 1), Example("bad", 0)])
@@ -646,12 +650,13 @@ def objective_of(models):
     return make
 
 
+@pytest.mark.parametrize("model", ["bert", "llama"])  # the second one's table is its output layer, too
 @torch.no_grad()
-def test_losses_read_the_touched_rows_alone(objective_of):
-    objective = objective_of("bert")
+def test_losses_read_the_touched_rows_alone(model, objective_of):
+    objective = objective_of(model)
     ((name, rows),) = objective.touched().items()
     tensors = objective.surface.trainable()
-    assert name.endswith(".embeddings.word_embeddings.weight") and 2 < len(rows) < len(tensors[name]) - 2
+    assert 2 < len(rows) < len(tensors[name]) - 2 and len(rows.unique()) == len(rows)
     z = Direction(3, 0, ALL)
     points = [point(0.1, z), point(-0.1, z)]
     space = Space(tensors, Noise(0))
@@ -666,10 +671,22 @@ def test_losses_read_the_touched_rows_alone(objective_of):
     assert math.isfinite(objective())
 
 
-def test_a_tied_table_is_read_whole(objective_of, models, tmp_path):
-    assert objective_of("llama").touched() == {}
+def test_a_tied_table_is_read_whole_where_all_of_its_logits_are(objective_of, models, tmp_path):
+    several = {"negative": " bad bad", "positive": " good"}
+    assert objective_of("llama", several).touched() == {}
+    watched = objective_of("llama")
+    watched.surface.model.lm_head.register_forward_hook(lambda *_: None)
+    assert watched.touched() == {}
     model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"], tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     model.save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(models["llama"]).save_pretrained(tmp_path)
-    assert list(objective_of(str(tmp_path)).touched()) == ["model.embed_tokens.weight"]
+    ((name, rows),) = objective_of(str(tmp_path), several).touched().items()
+    assert name == "model.embed_tokens.weight" and len(rows) < len(model.lm_head.weight)
+
+
+def test_what_a_model_writes_is_not_known_before(objective_of, monkeypatch):
+    objective = objective_of("llama")
+    assert objective.touched()
+    monkeypatch.setattr(objective, "loss", SimpleNamespace(reads="texts"))
+    assert objective.touched() == {}

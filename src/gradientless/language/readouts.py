@@ -196,6 +196,17 @@ def _output_layer(model: nn.Module) -> nn.Module:
     return model.get_output_embeddings()  # type: ignore[operator]
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is nn.Linear and not watched
+
+
+def rows_read(model: nn.Module, inputs: dict[str, Tensor], words: LabelWords | None) -> Tensor | None:
+    """The rows of the output layer that `scores` reads, int64; None where it reads all."""
+    single = words is not None and words.single and "targets" not in inputs
+    return words.tokens if single and words is not None and _is_plain(_output_layer(model)) else None
+
+
 @contextlib.contextmanager
 def _states_at(slots: Tensor, body: nn.Module) -> Iterator[list[bool]]:
     """While open, `body` answers with its states at `slots` alone: [R, K, width]. The list tells whether it did."""
@@ -221,10 +232,10 @@ def _rows_of(tokens: Tensor, layer: nn.Module) -> Iterator[bool]:
     It does not where its own call means more than its weight: an adapter, a hook, noise that is added on the way. Then
     it has to be called whole.
     """
-    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    if type(layer) is not nn.Linear or watched:
+    if not _is_plain(layer):
         yield False
         return
+    assert isinstance(layer, nn.Linear)
     bias = layer.bias
 
     def rows(states: Tensor) -> Tensor:

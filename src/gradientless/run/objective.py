@@ -96,6 +96,8 @@ class Objective:
 
     def touched(self) -> dict[str, Tensor]:
         """Tuned tensors of which the loss reads some rows alone, and which, for evaluators that move the weights."""
+        if self.loss.reads == "texts":  # whatever the model writes, it reads
+            return {}
         parts = [self.surface.touched(prepared) for prepared, _ in self.parts]
         shared = set.intersection(*map(set, parts))
         return {name: torch.cat([part[name] for part in parts]).unique() for name in shared}

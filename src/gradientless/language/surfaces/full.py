@@ -325,14 +325,26 @@ class FullSurface(Surface):
         return self._products
 
     def touched(self, prepared: PreparedTokens) -> dict[str, Tensor]:
-        """The batch's tokens in the table of a single tower, unless an output layer is tied to it."""
+        """The batch's tokens in the table of a single tower; of one that is tied to an output layer, the label words
+        too, or nothing where all of that layer is read."""
         body: Any = self.reading.body
         table = body.get_input_embeddings()
         if type(table) is not nn.Embedding or body.config.is_encoder_decoder or "input_ids" not in prepared.tensors:
             return {}
-        holders = [m for m in body.modules() if any(p is table.weight for p in m.parameters(recurse=False))]
         name = next((name for name, tensor in self.trainable().items() if tensor is table.weight), None)
-        return {} if len(holders) > 1 or name is None else {name: prepared.tensors["input_ids"].unique()}
+        if name is None:
+            return {}
+        rows = prepared.tensors["input_ids"].unique()
+        holders = [m for m in body.modules() if any(p is table.weight for p in m.parameters(recurse=False))]
+        if others := [m for m in holders if m is not table]:
+            encoder = self.reading.encoder
+            if encoder is None or others != [body.get_output_embeddings()]:
+                return {}
+            read = readouts.rows_read(body, prepared.tensors, encoder.words)
+            if read is None:
+                return {}
+            rows = torch.cat([rows, read.to(rows.device)]).unique()
+        return {name: rows}
 
     def describe(self) -> str:
         return f"{self.reading.describe()}: {self.products()}"
