@@ -296,6 +296,14 @@ def test_nothing_of_a_tensors_size_is_held(dtype, evaluator, rank, monkeypatch):
     assert largest <= 0.02 * tensor.numel() * tensor.element_size() + 2**20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_a_norm_is_measured_without_a_copy(dtype):
+    flat = torch.full((1_500_000,), 0.5, dtype=dtype)
+    with Largest() as seen:
+        (squared,) = Space({"w": flat}, Noise(0)).squared_norms("w", [[]])
+    assert squared == pytest.approx(375_000, rel=1e-5) and seen.bytes <= 2**20
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_the_backend_in_torch_holds_less_than_8_mib_in_a_pass(dtype, kind):

@@ -603,8 +603,11 @@ class Space:
     def squared_norms(self, name: str, candidates: Sequence[Sequence[Delta]]) -> list[float]:
         """‖θ + changes‖² of tensor `name` under each candidate's changes; cost follows the entries that change."""
         flat = self.tensors[name].view(-1)
-        wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-        base = float(torch.dot(wide, wide))  # the same for all candidates: only the changes need double precision
+        # The same for all candidates: only the changes need double precision.
+        if flat.dtype in (torch.float32, torch.float64):
+            base = float(torch.dot(flat, flat))
+        else:
+            base = sum(float(torch.dot(wide, wide)) for wide in map(Tensor.float, flat.split(_CHUNK)))
         found = []
         for changes in candidates:
             mine = [change for change in changes if change.name == name]
