@@ -16,11 +16,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from gradientless.errors import UserError
 
@@ -183,3 +187,47 @@ class Trajectory:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Record:
+    """The numbers of a step, read from its payload in the order in which they were written.
+
+    Raises UserError where it is shorter or longer than what is read."""
+
+    def __init__(self, payload: bytes):
+        self._payload, self._at = payload, 0
+
+    def take(self, count: int) -> bytes:
+        taken = self._payload[self._at : self._at + count]
+        if len(taken) < count:
+            raise UserError("replay: a record must hold what the optimizer asks for, got a shorter one; other options?")
+        self._at += count
+        return taken
+
+    def bytes(self, count: int, below: int = 256) -> list[int]:
+        taken = list(self.take(count))
+        if max(taken, default=0) >= below:
+            raise UserError(f"replay: a record must name candidates below {below}, got {max(taken)}; other options?")
+        return taken
+
+    def floats(self, count: int) -> list[float]:
+        return list(struct.unpack(f"<{count}f", self.take(4 * count)))
+
+    def doubles(self, count: int) -> list[float]:
+        return list(struct.unpack(f"<{count}d", self.take(8 * count)))
+
+    def uint16(self, count: int) -> list[int]:
+        return list(struct.unpack(f"<{count}H", self.take(2 * count)))
+
+    def int64(self, count: int) -> Tensor:
+        return torch.frombuffer(bytearray(self.take(8 * count)), dtype=torch.int64).clone()
+
+    def uint32(self) -> int:
+        return int(struct.unpack("<I", self.take(4))[0])
+
+    def left(self) -> bool:
+        return self._at < len(self._payload)
+
+    def end(self) -> None:
+        if self._at != len(self._payload):
+            raise UserError("replay: a record must hold what the optimizer asks for, got a longer one; other options?")

@@ -28,7 +28,8 @@ from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
 from gradientless.search.rates import Rates
 from gradientless.search.space import Block, Space
-from gradientless.search.trajectory import Trajectory
+from gradientless.search.trajectory import Record, Trajectory
+from gradientless.search.watched import Watched, version
 
 Conversation = Generator[Request, Any, Update]
 VERSION = PREDICTED_RATES = 2  # of what the records of a log hold; in the first one, rates that change are doubles
@@ -252,7 +253,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return loss
 
     def _evaluator(self, closure: Callable[[], Any]) -> Evaluator:
-        where = evaluator(self.space, _Watched(self, closure), self.evaluator, self.model, self.name)
+        watched = Watched(self.name, self.space.tensors, closure)
+        where = evaluator(self.space, watched, self.evaluator, self.model, self.name)
         if isinstance(where, Inject):  # its first pass is watched, which is slow: once is enough
             if self._injection is None or self._injection.model is not where.injection.model:
                 self._injection = where.injection
@@ -279,7 +281,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def replay_step(self, payload: bytes) -> float:
         """Repeat the step that logged `payload`, without a model. Returns the loss that the step reported."""
-        record = _Record(payload)
+        record = Record(payload)
         self.forward_passes += 2 * (self.check and self.t == 0)
         self._read_lr(record)
         self._queue.clear()
@@ -344,7 +346,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
     # Parameters that others change ----------------------------------------------------------------------------------
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [_version(tensor) for tensor in self.space.tensors.values()]
+        return [version(tensor) for tensor in self.space.tensors.values()]
 
     def _note(self) -> None:
         """What was written so far was written by us."""
@@ -435,7 +437,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             numbers = [i for i, name in enumerate(self.space.tensors) if name in self._told]
             log += struct.pack(f"<{len(numbers) + 1}H", len(numbers), *numbers)
 
-    def _repeat_walk(self, record: _Record) -> None:
+    def _repeat_walk(self, record: Record) -> None:
         flags = record.bytes(1, 4)[0] if record.left() else 0
         if flags & 2:
             names = list(self.space.tensors)
@@ -627,7 +629,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if any(self._group_of[name].get("penalty") for block in blocks for name in self.space.block(block).tensors):
             self._queue.append([])
 
-    def _recall(self, request: Request, record: _Record) -> Any:
+    def _recall(self, request: Request, record: Record) -> Any:
         if isinstance(request, Losses):
             self._losses(request.points, None)
             self._recall_penalty([request.block])
@@ -658,7 +660,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         log.append(len(rates))
         log += struct.pack(f"<{len(rates)}d", *rates)
 
-    def _read_lr(self, record: _Record) -> None:
+    def _read_lr(self, record: Record) -> None:
         if self.predicted_lr is not None:
             rates = self.predicted_lr(self.t)
         elif self._followed >= PREDICTED_RATES:
@@ -785,83 +787,3 @@ def _is_plain(value: Any) -> bool:
 
 def _sum_of(value: Any) -> str:
     return f"{zlib.crc32(json.dumps(value).encode()):08x}"
-
-
-class _Watched:
-    """A closure that may only measure: no backward, and the weights stay as they stand."""
-
-    def __init__(self, optimizer: ForwardOptimizer, closure: Callable[[], Any]):
-        self._owner, self._tensors, self._closure = optimizer.name, optimizer.space.tensors, closure
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._closure, name)  # sessions and importances
-
-    def _state(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """Of each tensor: its memory and version, and those of its gradient."""
-        return [(_version(tensor), _version(tensor.grad)) for tensor in self._tensors.values()]
-
-    def __call__(self) -> Any:
-        before = self._state()
-        try:
-            loss = self._closure()
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-            raise UserError(f"{self._owner}: closure must not call backward, got: {error}") from error
-        for name, old, new in zip(self._tensors, before, self._state(), strict=True):
-            if new[1] != old[1]:
-                raise UserError(f"{self._owner}: closure must not call backward, got a gradient in '{name}'")
-            if new[0] != old[0]:
-                raise UserError(
-                    f"{self._owner}: parameters must not change between the probes of a step, got '{name}' changed "
-                    "while the closure ran"
-                )
-        return loss
-
-
-def _version(tensor: Tensor | None) -> tuple[int, int]:
-    if tensor is None:
-        return 0, 0
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-
-
-class _Record:
-    """Reads one payload from its beginning."""
-
-    def __init__(self, payload: bytes):
-        self._payload, self._at = payload, 0
-
-    def take(self, count: int) -> bytes:
-        taken = self._payload[self._at : self._at + count]
-        if len(taken) < count:
-            raise UserError("replay: a record must hold what the optimizer asks for, got a shorter one; other options?")
-        self._at += count
-        return taken
-
-    def bytes(self, count: int, below: int = 256) -> list[int]:
-        taken = list(self.take(count))
-        if max(taken, default=0) >= below:
-            raise UserError(f"replay: a record must name candidates below {below}, got {max(taken)}; other options?")
-        return taken
-
-    def floats(self, count: int) -> list[float]:
-        return list(struct.unpack(f"<{count}f", self.take(4 * count)))
-
-    def doubles(self, count: int) -> list[float]:
-        return list(struct.unpack(f"<{count}d", self.take(8 * count)))
-
-    def uint16(self, count: int) -> list[int]:
-        return list(struct.unpack(f"<{count}H", self.take(2 * count)))
-
-    def int64(self, count: int) -> Tensor:
-        return torch.frombuffer(bytearray(self.take(8 * count)), dtype=torch.int64).clone()
-
-    def uint32(self) -> int:
-        return int(struct.unpack("<I", self.take(4))[0])
-
-    def left(self) -> bool:
-        return self._at < len(self._payload)
-
-    def end(self) -> None:
-        if self._at != len(self._payload):
-            raise UserError("replay: a record must hold what the optimizer asks for, got a longer one; other options?")
