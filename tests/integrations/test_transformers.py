@@ -151,6 +151,16 @@ def test_the_shorter_of_steps_and_forward_passes_ends_training(budget, steps, tm
     again = make_trainer(tmp_path, method, options, make_model(seed=9), **how)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert again.state.global_step == steps and equal(weights(trainer.model), weights(again.model))
+    for one in (again, make_trainer(tmp_path, method, options, make_model(seed=9), **how)):  # from the end, too
+        one.train(resume_from_checkpoint=True)
+        assert one.state.max_steps == steps and one._forward.forward_passes == 2 + 4 * steps
+        assert equal(weights(trainer.model), weights(one.model))
+
+
+@pytest.mark.parametrize("budget", [7.5, "100", True, 0])
+def test_a_budget_that_is_no_number_of_passes_is_refused(budget, tmp_path):
+    with pytest.raises(UserError, match=r"^ForwardTrainer: forward_passes must be (a whole number|>= 1), got "):
+        make_trainer(tmp_path, *METHODS["mezo"], trainer={"forward_passes": budget})
 
 
 def test_a_budget_below_one_step_is_refused(tmp_path):

@@ -186,6 +186,7 @@ class TestLayers:
         both = RunConfig.load("starter", ["forward_passes=900", "steps=5"])
         assert (both.steps, both.forward_passes) == (5, 900)
         assert RunConfig.load("starter", ["epochs=0.5"]).steps is None
+        assert RunConfig.load("starter", ["epochs=default"]).steps == RunConfig.load("starter").steps is not None
         assert RunConfig.load(None, ["stages=[{epochs=2}]", "steps=9"]).staged[0].config.steps is None
         assert lines(None, ["epochs=0"]) == ["epochs: must be > 0, got 0"]
 

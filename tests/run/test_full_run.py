@@ -25,6 +25,8 @@ import tiny_run
 from gradientless import cli
 from gradientless.language.surfaces import FullSurface
 from gradientless.language.tasks import Example, Prompt
+from gradientless.run.assemble import length_of
+from gradientless.run.config import RunConfig
 from gradientless.run.objective import Objective
 from gradientless.run.replay_run import replay_run
 from gradientless.run.train import Run
@@ -322,6 +324,21 @@ def test_stopped_and_resumed_to_the_same_bytes(ended, models, rows, tmp_path, mo
     assert tiny_run.outcome(tmp_path / "stopped") == tiny_run.outcome(ended("walk gaussian"))
 
 
+@pytest.mark.parametrize("length", ["epochs=0.75", "steps=9"])
+def test_a_run_is_not_resumed_on_other_rows(length, models, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "rows.csv"
+    tiny_run.write_table(table, count=80)
+    monkeypatch.setattr(Run, "step", lambda run, t, logged: os.kill(os.getpid(), signal.SIGTERM) or math.nan)
+    more = (*MEZO, length)
+    assert gradientless(*arguments(models, str(table), tmp_path / "run", "llama", "mezo", *more)) == cli.STOPPED
+    monkeypatch.undo()
+    tiny_run.write_table(table, count=160)
+    capsys.readouterr()
+    assert gradientless("train", "--out", str(tmp_path / "run"), "--resume") == 2
+    last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+    assert last.endswith("trajectory.bin must be of 144 rows, as the data has it now, got 72")
+
+
 def test_dropout_of_injected_passes_comes_from_the_seed(train):
     options = ("bert", "mezo", *MEZO, *INJECT, "surface.dropout=0.2")
     state = torch.get_rng_state()
@@ -518,6 +535,12 @@ def test_the_shorter_of_steps_and_forward_passes_ends_a_run(limits, steps, train
     code, run = train("llama", "mezo", *MEZO, "forward_passes=25", *limits)
     summary = summary_of(run)
     assert code == 0 and (summary["steps"], summary["forward_passes"]) == (steps, 2 + 2 * steps)
+
+
+@pytest.mark.parametrize(("rows", "batch", "epochs", "steps"), [(1000, 5, 1.1, 220), (29, 7, 7.0, 29), (29, 7, 0.1, 1)])
+def test_epochs_are_whole_where_their_decimals_are(rows, batch, epochs, steps):
+    config = RunConfig(epochs=epochs, batch_size=batch)
+    assert length_of(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), rows) == steps
 
 
 @pytest.mark.parametrize(("limits", "steps"), [((), 6), (("steps=30",), 6), (("forward_passes=9",), 3)])

@@ -276,7 +276,8 @@ class TestCommand:
         assert lines[3].startswith("| bias + adamw | ") and f"| {adamw['products']}, " in lines[3]
         assert " none |" in lines[4] and lines[5].startswith("| prefix + adamw |  |")
 
-    def test_a_narrow_terminal_hides_neither_names_nor_figures(self, capsys):
+    @pytest.mark.parametrize("models", [[], ["starter:minilm", "a/folder/far/from/here/with/a/model"]])
+    def test_a_narrow_terminal_hides_neither_names_nor_figures(self, models, capsys):
         head = [
             "what",
             "tuned",
@@ -289,12 +290,15 @@ class TestCommand:
         ]
         rows = [["inference", "", "", "", "", "7.2", "2.1", "", "0.08"]]
         rows += [["lst + adamw", "319 k, 1.4%", "23 M", "319 k", "83, 2.49 M", "17.9", "9.3", "49.2", "0.126"]]
-        for width in (80, 120):
-            profile._show(Console(width=width), [[*head, "s a step"], *rows])
+        head, rows = [*head, "s a step"], [[*models[:1], *row] for row in rows] + [[*models[1:], *row] for row in rows]
+        for width in (60, 80, 120, 150):
+            profile._show(Console(width=width), [["model", *head] if models else head, *rows])
             told = capsys.readouterr().out
             assert "…" not in told and all(
                 word in told for row in rows for cell in row for word in cell.replace(",", " ").split()
             )
+            longest = max(map(len, told.splitlines()))
+            assert longest <= width or width < (150 if models else 80)
         assert "lst + adamw  319 k, 1.4%" in told
 
     def test_what_fits(self, run, tiny_model, tmp_path):

@@ -401,6 +401,15 @@ REFUSALS = [
     ),
     (
         "bert",
+        "[[stages]]\nsteps = 2\n[[stages]]\nepochs = 0.2\nschedule = {name = 'linear', warmup = 50}\n"
+        "[[stages]]\nforward_passes = 1\n",
+        [
+            "stages[2].schedule: warmup must be in [0, ",
+            "stages[3].forward_passes: must pay for one step (3 passes), got 1",
+        ],
+    ),
+    (
+        "bert",
         "[[stages]]\nsurface.name = 'head'\n[[stages]]\nsurface = {name = 'lora', rank = 2}\n"
         "optimizer = {name = 'mezo', evaluator = 'inject'}\n",
         ["stages[2]: inject: directions must be low-rank, got a dense change of "],

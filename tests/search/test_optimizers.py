@@ -1014,6 +1014,7 @@ def test_options_that_are_refused(key):
     ("key", "options", "wrong"),
     [
         ("mezo", {"samples": 0, "clip": -1.0, "estimate": "three-point"}, ("samples", "unknown estimate", "clip")),
+        ("mezo", {"sample_schedule": "lin", "sample_steps": 3}, ("unknown sample_schedule",)),
         ("mezo", {"lr": -1.0, "eps": 0.0, "penalty": -1.0, "entries": 0}, ("lr", "eps", "penalty", "entries")),
         ("gld", {"sweep": "turn", "momentum": 1.0, "confirm": True}, ("unknown sweep", "momentum", "confirm")),
         ("gld", {"radius": 0.0, "candidates": 0, "penalty": -1.0}, ("radius", "candidates", "penalty")),

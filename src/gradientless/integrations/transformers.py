@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 from torch import Tensor, nn
 from transformers.trainer import OPTIMIZER_NAME
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, whole
 from gradientless.language.backbone import checksum
 from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS, ForwardOptimizer
@@ -76,7 +76,10 @@ class ForwardTrainer(transformers.Trainer):
         **kwargs: Any,
     ):
         self.forward_optimizer, self.optimizer_options = forward_optimizer, dict(optimizer_options or {})
+        if forward_passes is not None and whole("ForwardTrainer", "forward_passes", forward_passes) < 1:
+            raise UserError(f"ForwardTrainer: forward_passes must be >= 1, got {forward_passes}")
         self.forward_passes, self.checksum_every = forward_passes, checksum_every
+        self._affordable: int | None = None  # steps that they pay for, from an optimizer's first step on
         self._parts: list[dict[str, Any]] = []  # the micro-batches of the step, as the model takes them
         self._items: Tensor | int | None = None  # the Trainer's count of their labels
         super().__init__(*args, **kwargs)
@@ -169,6 +172,8 @@ class ForwardTrainer(transformers.Trainer):
 
     def _take_step(self, optimizer: ForwardOptimizer) -> None:
         parts, self._parts = self._parts, []
+        if self.state.global_step >= self.state.max_steps:
+            return  # the Trainer goes on for a step behind a checkpoint of the last one within an epoch
         before = optimizer.forward_passes
         loss = optimizer.step(_Batch(self, parts, self._items))
         passes = optimizer.forward_passes - before
@@ -235,7 +240,9 @@ class ForwardTrainer(transformers.Trainer):
         *others, max_steps = super().set_initial_training_values(*args, **kwargs)
         if self.forward_passes is not None:
             self.create_optimizer()
-            max_steps = self._forward.steps_within(self.forward_passes, max_steps)
+            if self._affordable is None or not self._forward.t:
+                self._affordable = self._forward.steps_within(self.forward_passes)
+            max_steps = min(max_steps, self._affordable)
         return *others, max_steps
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:

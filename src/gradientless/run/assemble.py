@@ -7,6 +7,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
@@ -34,11 +35,13 @@ from gradientless.run.evaluation import logits_of
 from gradientless.run.layers import shown
 from gradientless.run.losses import LOSSES, ROWS, Loss
 from gradientless.run.memory import batch_that_fits, is_out_of_memory
-from gradientless.run.objective import Objective
+from gradientless.run.objective import BACKWARD, Objective
 from gradientless.search.noise import Noise
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS, ForwardOptimizer
 from gradientless.search.schedules import multiplier
 
+NEVER = 1 << 30  # steps
+PASSES_OF_FIRST_ORDER = 1 + BACKWARD
 FEW = 4  # rows that a CPU is given at a time, where the model itself runs in every step
 
 Rates = Callable[[int], list[float]]
@@ -136,11 +139,12 @@ def base_checksum(surface: Surface) -> str:
     return backbone.checksum(surface)
 
 
-def make_optimizer(config: RunConfig, surface: Surface, epoch: float | None = None) -> torch.optim.Optimizer:
+def make_optimizer(config: RunConfig, surface: Surface, rows: int | None = None) -> torch.optim.Optimizer:
     """The optimizer over the surface's tensors, each in a group of its own where the recipe names tensors.
 
-    epoch: its steps, which options of the value "epoch" stand for; 1 where the rows are not known."""
+    rows: to train on, which tell the steps that "epoch" means as an option; None where a few steps are all."""
     name = config.optimizer.name
+    epoch = NEVER if rows is None else math.ceil(Fraction(rows, config.batch_size))
     options = _options(config.optimizer, surface, epoch)
     tensors = list(surface.trainable().items())
     groups: Any = tensors
@@ -171,10 +175,9 @@ def make_optimizer(config: RunConfig, surface: Surface, epoch: float | None = No
     return chosen(_plain(groups), **options)
 
 
-def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: float | None) -> dict[str, Any]:
+def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: int) -> dict[str, Any]:
     """The section's options of the optimizer, with "N*width" and "epoch" as numbers."""
-    steps = max(1, math.ceil(epoch or 1))
-    options = {key: steps if is_epoch(key, value) else value for key, value in section.arguments.items()}
+    options = {key: epoch if is_epoch(key, value) else value for key, value in section.arguments.items()}
     if "entries" in options:
         options["entries"] = resolve_entries(options["entries"], surface.width)
     return options
@@ -185,6 +188,23 @@ def _plain(groups: Any) -> Any:
     if groups and isinstance(groups[0], dict):
         return [{**group, "params": [tensor for _, tensor in group["params"]]} for group in groups]
     return [tensor for _, tensor in groups]
+
+
+def length_of(config: RunConfig, optimizer: torch.optim.Optimizer, rows: int) -> int:
+    """Steps of a run over so many rows: as configured, as many as its epochs hold or as its forward passes pay for."""
+    steps = config.steps
+    if config.epochs is not None:
+        whole = math.ceil(Fraction(str(config.epochs)) * rows / config.batch_size)
+        steps = whole if steps is None else min(steps, whole)
+    budget = config.forward_passes
+    if budget is None:
+        assert steps is not None
+        return steps
+    if isinstance(optimizer, ForwardOptimizer):
+        return optimizer.steps_within(budget, steps)
+    if budget < PASSES_OF_FIRST_ORDER:
+        raise UserError(f"forward_passes: must pay for one step ({PASSES_OF_FIRST_ORDER} passes), got {budget}")
+    return min(budget // PASSES_OF_FIRST_ORDER, steps or budget)
 
 
 def make_rates(config: RunConfig, optimizer: torch.optim.Optimizer, surface: Surface, steps: int) -> Rates:

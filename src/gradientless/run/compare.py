@@ -20,6 +20,7 @@ from gradientless.errors import UserError, unknown
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.language.splits import held_out
 from gradientless.language.tasks import Splits
+from gradientless.run.assemble import PASSES_OF_FIRST_ORDER
 from gradientless.run.config import NOT_RESULTS, RunConfig
 from gradientless.run.evaluation import evaluate_folder, load_splits
 from gradientless.run.layers import parse_value, shown
@@ -27,7 +28,7 @@ from gradientless.run.memory import give_back
 from gradientless.run.named import is_own
 from gradientless.run.report import Column, markdown_table, percent, table_cells
 from gradientless.run.runfolder import RunFolder, write_atomically, write_json
-from gradientless.run.train import PASSES_OF_FIRST_ORDER, train
+from gradientless.run.train import train
 from gradientless.run.untuned import WAYS
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 

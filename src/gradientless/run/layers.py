@@ -141,7 +141,7 @@ def stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any],
         below.pop("task", None)  # no note: whoever names their own data means it
     if "task" in above and "path" not in data:
         drop("data", "task was given")
-    lengths = [key for key in LENGTHS if key in above]
+    lengths = [key for key in LENGTHS if above.get(key, DEFAULT) is not DEFAULT]
     for key in LENGTHS if lengths else ():
         if key not in above:
             drop(key, f"{' and '.join(lengths)} were given")

@@ -541,6 +541,8 @@ def _filled(lines: list[list[str]]) -> list[list[str]]:
 
 def _show(console: Console, cells: list[list[str]]) -> None:
     from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     head, *body = cells
@@ -558,10 +560,17 @@ def _show(console: Console, cells: list[list[str]]) -> None:
             made.add_row(*(cell.replace(", ", between) for cell in line))
         return made
 
-    whole = table(", ")
-    wanted = console.measure(whole, options=console.options.update(max_width=1 << 16)).maximum
-    fits = wanted <= console.width
-    console.print(whole if fits else table(",\n"))
+    def widths(made: Table) -> Measurement:
+        return console.measure(made, options=console.options.update(max_width=1 << 16))
+
+    whole, broken = table(", "), table(",\n")
+    if widths(whole).maximum <= console.width:
+        console.print(whole)
+    elif widths(broken).minimum <= console.width:
+        console.print(broken)
+    else:  # the terminal breaks the lines, and nothing is cut off
+        wide = Console(file=console.file, width=widths(whole).maximum + len(head), force_terminal=console.is_terminal)
+        wide.print(whole)
     for line in body:
         if failed and line[-1]:
             what = line[: head.index(WHAT) + 1]

@@ -112,7 +112,7 @@ def _replay(
     if log.header.get("base") != base_checksum(surface):
         what = "base model and the rows must be those" if needs_rows else "base model must be the one"
         raise UserError(f"replay: the {what} that the run started from, got another: {base or config.model}")
-    optimizer = make_optimizer(config, surface, log.header.get("steps_an_epoch"))
+    optimizer = make_optimizer(config, surface, log.header.get("rows"))
     if not isinstance(optimizer, ForwardOptimizer):
         raise UserError(f"replay: the optimizer must be a forward one, got {config.optimizer.name}")
     summary = folder.read_summary() if folder.summary.exists() else {}

@@ -22,7 +22,7 @@ from gradientless.errors import UserError
 from gradientless.language import backbone
 from gradientless.language.surfaces import Surface
 from gradientless.language.tasks import Splits
-from gradientless.run.assemble import Rows, make_optimizer, make_surface, speaks
+from gradientless.run.assemble import Rows, length_of, make_optimizer, make_rates, make_surface, speaks
 from gradientless.run.config import RunConfig, Stage
 from gradientless.run.evaluation import load_splits
 from gradientless.run.losses import loss_of
@@ -101,7 +101,8 @@ def check(config: RunConfig, device: str) -> None:
 
 def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
     surface = make_surface(config, splits.labels, device)
-    optimizer = make_optimizer(config, surface)
+    optimizer = make_optimizer(config, surface, len(splits.train))
+    make_rates(config, optimizer, surface, length_of(config, optimizer, len(splits.train)))
     few = config.model_copy(
         update={
             "batch_size": 2,

@@ -27,12 +27,20 @@ from torch import Tensor
 from gradientless.errors import UserError
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import accuracy_name, f1_name
-from gradientless.run.assemble import Rows, base_checksum, make_optimizer, make_rates, make_surface
+from gradientless.run.assemble import (
+    PASSES_OF_FIRST_ORDER,
+    Rows,
+    base_checksum,
+    length_of,
+    make_optimizer,
+    make_rates,
+    make_surface,
+)
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import Cut, TextRows, load_splits, pick_device, score, score_texts, score_tokens
 from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
-from gradientless.run.objective import BACKWARD, Objective
+from gradientless.run.objective import Objective
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
 from gradientless.search.noise import Noise
@@ -40,7 +48,6 @@ from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.optim.spsa import NotFinite
 from gradientless.search.trajectory import Trajectory
 
-PASSES_OF_FIRST_ORDER = 1 + BACKWARD
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
@@ -96,14 +103,14 @@ class Run:
         self.ranked = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
         console.print(f"surface     {self.surface.describe()}", highlight=False)
-        self.epoch = len(splits.train) / config.batch_size  # its steps
-        self.optimizer = make_optimizer(config, self.surface, self.epoch)
+        self.rows = len(splits.train)
+        self.optimizer = make_optimizer(config, self.surface, self.rows)
         self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
         if self.forward is not None:
             self.forward.fused = True  # restore, update and next probe in one pass; `evaluate` settles
             self.forward.warns = False  # this loop does
         self.rate_name = "radius" if "radius" in optimizer_options(config.optimizer.name)[0] else "learning rate"
-        self.steps = self._length()
+        self.steps = length_of(config, self.optimizer, self.rows)
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
         loaded(self.surface, searches=self.forward is not None)
         self.memory = PeakMemory(self.device)
@@ -139,20 +146,6 @@ class Run:
         self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
         self.memory.end("start")
-
-    def _length(self) -> int:
-        """Steps of the run: as configured, as many as the epochs hold, or as the budget of forward passes pays for."""
-        budget, epochs = self.config.forward_passes, self.config.epochs
-        given = [self.config.steps, None if epochs is None else math.ceil(epochs * self.epoch)]
-        steps = min((each for each in given if each is not None), default=None)
-        if budget is None:
-            assert steps is not None
-            return steps
-        if self.forward is not None:
-            return self.forward.steps_within(budget, steps)
-        if budget < PASSES_OF_FIRST_ORDER:
-            raise UserError(f"forward_passes: must pay for one step ({PASSES_OF_FIRST_ORDER} passes), got {budget}")
-        return min(budget // PASSES_OF_FIRST_ORDER, steps or budget)
 
     def _passes(self, steps: int) -> int:
         return steps * PASSES_OF_FIRST_ORDER if self.forward is None else self.forward.forecast(steps)
@@ -274,13 +267,17 @@ class Run:
         if not (resume and path.exists()):
             path.unlink(missing_ok=True)
             self.forward.choose_evaluator(Objective.outline(self.surface))
-            begun = {"base": self.base, "scheduled_steps": self.steps, "steps_an_epoch": self.epoch}
+            begun = {"base": self.base, "scheduled_steps": self.steps, "rows": self.rows}
             self.forward.record(path, begun)
             return []
         log = Trajectory.open(path)
         self.forward.follow(log.header)
         if log.header.get("base") != self.base:
             raise UserError(f"trajectory: {path} must belong to this base model, got the log of another base")
+        for key, now in (("rows", self.rows), ("scheduled_steps", self.steps)):
+            if log.header.get(key, now) != now:
+                what, got = key.replace("_", " "), log.header[key]
+                raise UserError(f"trajectory: {path} must be of {now:,} {what}, as the data has it now, got {got:,}")
         if len(log) < self.done.step:
             raise UserError(
                 f"trajectory: {path} must hold the {self.done.step} steps of the checkpoint, got {len(log)}"
@@ -400,7 +397,7 @@ class Run:
                 for _ in range(self.forward.forecast(1)):
                     objective()
             return
-        trial = make_optimizer(self.config, self.surface, self.epoch)
+        trial = make_optimizer(self.config, self.surface, self.rows)
         assert isinstance(trial, ForwardOptimizer)
         trial.rehearse(objective)
 

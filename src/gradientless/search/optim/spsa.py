@@ -146,7 +146,7 @@ class SPSA(ForwardOptimizer):
                     raise unknown(self.name, option, value, known)
         for wrong, told in (
             (
-                (sample_schedule == "linear") != (sample_steps is not None),
+                sample_schedule in SAMPLE_SCHEDULES and (sample_schedule == "linear") != (sample_steps is not None),
                 "sample_steps must be given with sample_schedule 'linear' and only then",
             ),
             (clip is not None and not clip > 0, f"clip must be > 0, got {clip}"),
@@ -447,7 +447,12 @@ class SPSA(ForwardOptimizer):
 
     def forecast(self, steps: int) -> int:
         first = 2 * (self.check and self.t == 0 and steps > 0)
-        return first + sum(self.passes(t) for t in range(self.t, self.t + steps))
+        end = self.t + steps
+        regular = max(self.t, min(end, max(1, self.sample_steps or 0)))  # from here on a period is as the one before
+        period = [self.passes(t) for t in range(regular, min(end, regular + (self.renorm_every or 1)))]
+        times, rest = divmod(end - regular, max(1, len(period)))
+        before = sum(self.passes(t) for t in range(self.t, regular))
+        return first + before + times * sum(period) + sum(period[:rest])
 
     def search_state(self) -> dict[str, Any]:
         return {
