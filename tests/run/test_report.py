@@ -26,7 +26,10 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder.create(tmp_path / "my run", "")
 
 
-def test_close_shows_results_and_what_to_do_next(folder):
+@pytest.mark.parametrize("logged", [True, False])  # a first-order run keeps no log to replay
+def test_close_shows_results_and_what_to_do_next(logged, folder):
+    if logged:
+        folder.trajectory.write_bytes(b"")
     for step in (1, 2):
         folder.append_metrics({"step": step, "split": "train", "forward_passes": step * 21, "loss": 0.7})
         folder.append_metrics(
@@ -39,7 +42,7 @@ def test_close_shows_results_and_what_to_do_next(folder):
         assert part in text
     assert f"gradientless predict '{folder.path}' '{report.SAMPLE}'" in text
     assert f"tensorboard --logdir '{folder.tensorboard}'" in text
-    assert f"gradientless replay '{folder.path}'" in text
+    assert (f"gradientless replay '{folder.path}'" in text) == logged
     assert folder.plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -53,13 +53,14 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def next_commands(folder: RunFolder) -> dict[str, str]:
-    """What to type to predict, view and replay."""
+    """What to type to predict, to view, and, where losses were logged, to replay."""
     run = shlex.quote(str(folder.path))
     events = folder.stages if folder.stages.is_dir() else folder.tensorboard
+    logged = any(each.trajectory.exists() for each in (folder, *folder.stage_folders()))
     return {
         "predict": f"gradientless predict {run} {shlex.quote(SAMPLE)}",
         "view": f"tensorboard --logdir {shlex.quote(str(events))}",
-        "replay": f"gradientless replay {run}",
+        **({"replay": f"gradientless replay {run}"} if logged else {}),
     }
 
 
