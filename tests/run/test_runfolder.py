@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -153,6 +155,13 @@ class TestCheckpoints:
         assert tensors.keys() == TENSORS.keys() and all(torch.equal(tensors[k], TENSORS[k]) for k in TENSORS)
         assert folder.load_checkpoint(BEST)[2] == 5
         assert sorted(p.name for p in folder.path.iterdir()) == ["best-5", "checkpoint-10", "config.toml"]
+
+    def test_tensors_are_read_one_by_one_and_not_kept(self, folder):
+        folder.save_checkpoint(TENSORS, {}, 1)
+        tensors, _, _ = folder.load_checkpoint()
+        seen = weakref.ref(tensors["a"])
+        gc.collect()
+        assert seen() is None and len(tensors) == 2 and "c" not in tensors
 
     def test_tensors_that_share_memory_or_are_not_contiguous(self, folder):
         folder.save_checkpoint({"x": TENSORS["a"], "y": TENSORS["a"], "t": TENSORS["a"].t()}, {}, 1)

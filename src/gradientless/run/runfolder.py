@@ -285,13 +285,13 @@ class RunFolder:
 
     def load_checkpoint(
         self, kind: str = CHECKPOINT, device: str = "cpu"
-    ) -> tuple[dict[str, Tensor], dict[str, Any], int] | None:
+    ) -> tuple[Mapping[str, Tensor], dict[str, Any], int] | None:
         """(tensors, state, step) of the newest good checkpoint, or None when the run has none yet.
 
+        Tensors are read one by one, as they are asked for.
         A corrupted one is passed over, with a word; when all are corrupted, a UserError says so.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         failures = []
         for place in self._saved(kind):
@@ -301,7 +301,7 @@ class RunFolder:
                     raise ValueError(f"state.json is not of format {FORMAT}")
                 if _sha256(place / "tensors.safetensors") != record["sha256"]:
                     raise ValueError("tensors.safetensors does not match its checksum")
-                tensors = load_file(place / "tensors.safetensors", device=device)
+                tensors = SavedTensors(place / "tensors.safetensors", device)
                 loaded = tensors, record["state"], int(record["step"])
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 failures.append(f"checkpoint {place}: corrupted ({_reason(error)})")
@@ -326,6 +326,32 @@ class RunFolder:
         for place in self.path.iterdir():
             if _is_temporary(place.name):
                 shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+class SavedTensors(Mapping[str, "Tensor"]):
+    """The tensors of a file, each read when it is asked for and not kept: a model's worth of them takes no memory."""
+
+    def __init__(self, file: Path, device: str = "cpu"):
+        self._file, self._device = file, device
+        with self._open() as opened:
+            self._names = tuple(opened.keys())
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self._file, framework="pt", device=self._device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._open() as opened:
+            return opened.get_tensor(name)  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def free_name(path: Path) -> Path:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -223,7 +223,7 @@ class Run:
             return
         tensors, record, step = loaded
         try:
-            self._set_weights({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
+            self._set_weights(tensors, "weights/")
             self.optimizer.load_state_dict(_with_tensors(record["optimizer"], tensors))
             self.done = Progressed(**record["progress"])
             for part, peak in self.done.peaks.items():
@@ -232,9 +232,9 @@ class Run:
             raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {error}") from None
 
     @torch.no_grad()
-    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+    def _set_weights(self, weights: Mapping[str, Tensor], prefix: str = "") -> None:
         for name, tensor in self.surface.trainable().items():
-            tensor.copy_(weights[name])
+            tensor.copy_(weights[prefix + name])
 
     def keep_if_best(self, found: dict[str, float]) -> bool:
         done = self.done
@@ -627,7 +627,7 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if "__tensor__" in value:
             return tensors[value["__tensor__"]]
