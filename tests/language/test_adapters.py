@@ -85,7 +85,7 @@ def logits(surface):
 
 FIT = dict.fromkeys(SURFACES, FAMILIES) | {
     "bias": ("bert", "distilbert", "roberta", "opt"),
-    "prefix": ("opt", "llama"),
+    "prefix": ("bert", "roberta", "opt", "llama"),
     "prompt": ("bert", "distilbert", "roberta", "opt", "llama"),
 }
 CASES = [(name, kind, "prompt") for name in SURFACES for kind in FIT[name]]
@@ -157,16 +157,25 @@ def test_a_saved_part_opens_with_transformers(folder, tmp_path):
 
 
 class TestVirtualTokens:
-    @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ("prefix", "prompt") for k in FIT[n] if k != "roberta"])
+    @pytest.mark.parametrize(("name", "kind"), [(n, k) for n in ("prefix", "prompt") for k in FIT[n]])
     def test_they_start_as_real_tokens(self, name, kind, folder):
-        """The model answers as if as many tokens, drawn by the seed, stood in front of the text."""
+        """The model answers as if as many tokens, drawn by the seed, stood in front of the text; a prefix, as if these
+        were blind to the text."""
         surface = make(name, kind, folder)
+        first = int(kind == "roberta")  # its positions start behind its padding index
         ids = torch.randint(surface.core.config.vocab_size, (1, 3), generator=torch.Generator().manual_seed(3))
         tokens = {n: t for n, t in batch_of(surface)[0].items() if n in ("input_ids", "attention_mask")}
         longer = {
             "input_ids": torch.cat([ids.expand(4, -1), tokens["input_ids"]], dim=1),
             "attention_mask": torch.cat([torch.ones(4, 3, dtype=torch.int64), tokens["attention_mask"]], dim=1),
         }
+        if kind not in ("opt", "llama"):
+            length = longer["input_ids"].shape[1]
+            longer["position_ids"] = torch.arange(first, first + length).expand(4, -1)
+            if name == "prefix":
+                seen = longer["attention_mask"].bool()[:, None, None, :].repeat(1, 1, length, 1)
+                seen[:, :, :3, 3:] = False
+                longer["attention_mask"] = seen
         with torch.no_grad():
             expected = full(kind, folder).model(**longer).logits[:, 3:]
             found = surface.model(**tokens).logits
@@ -184,6 +193,7 @@ class TestVirtualTokens:
     @pytest.mark.parametrize(
         ("name", "kind"),
         [*itertools.product(["prefix", "prompt"], ["opt", "llama"])]
+        + [("prefix", "bert"), ("prefix", "roberta")]
         + [("prompt", kind) for kind in ("bert", "distilbert", "roberta")],
     )
     def test_peft_opens_them(self, name, kind, folder, tmp_path):
@@ -204,7 +214,7 @@ class TestVirtualTokens:
 class TestReparameterised:
     """A prefix that the network of Li and Liang makes."""
 
-    @pytest.mark.parametrize("kind", ["opt", "llama"])
+    @pytest.mark.parametrize("kind", ["opt", "llama", "roberta"])
     def test_starts_as_the_plain_one_trains_and_is_saved(self, kind, folder, tmp_path):
         plain, surface = make("prefix", kind, folder), make("prefix", kind, folder, reparameterise=True)
         torch.testing.assert_close(surface.virtual, plain.virtual, atol=1e-5, rtol=1e-5)
@@ -223,7 +233,7 @@ class TestReparameterised:
         assert torch.equal(logits(again), moved) and set(again.trainable()) == names
         assert again.options == surface.options and "reparameterise True" in again.describe()
 
-        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / BASE)
+        base = getattr(transformers, MODELS[surface.reading.encoder.family]).from_pretrained(tmp_path / BASE)
         opened = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
         tokens = {n: t for n, t in batch_of(surface)[0].items() if n in ("input_ids", "attention_mask")}
         written = tokens["attention_mask"].bool()
@@ -416,7 +426,6 @@ def test_what_is_tuned(folder):
         ("prompt", {"tokens": 17}, "prompt: tokens must be from 1 to 16, what max_length leaves, got 17"),
         ("prompt", {"tokens": 0}, "prompt: tokens must be from 1"),
         ("prompt", {"start": "reel"}, "prompt: unknown start 'reel'; did you mean 'real'"),
-        ("prefix", {}, "prefix: the model must be a causal one, got a masked model"),
         ("layers", {"pattern": "["}, r"layers: pattern must be a regular expression, got '\['"),
         ("lora", {"targets": []}, r"^lora: targets must be one pattern or a list of at least one, got \[\]$"),
         ("side_lora", {"targets": ()}, r"^side_lora: targets must be one pattern or a list of at least one, got \[\]$"),

@@ -40,10 +40,10 @@ ENCODERS, DECODERS = ("bert", "distilbert", "roberta"), ("opt", "llama")
 
 def refusal(name: str, kind: str, readout: str) -> str | None:
     """Why a family cannot have a surface; None where it can."""
-    if name == "prefix" and kind not in DECODERS:
-        return f"prefix: the model must be a causal one, got a {'text-to-text' if kind == 't5' else 'masked'} model"
-    if name == "prompt" and kind == "t5":
-        return "prompt: the model must be a causal or masked one, got a text-to-text model"
+    if name in ("prefix", "prompt") and kind == "t5":
+        return f"{name}: the model must be a causal or masked one, got a text-to-text model"
+    if name == "prefix" and kind == "distilbert":
+        return "prefix: the model must go on from keys and values, as BERT, RoBERTa and causal ones do, got distilbert"
     if name == "bias" and kind in ("llama", "t5"):
         return "bias: the model must have biases, got none"
     return None
@@ -83,7 +83,7 @@ def test_contract(name, kind, readout, folder, tmp_path):
 INSIDE = [(*cell, {}) for cell in ALL if refusal(*cell) is None]
 INSIDE += [("k_lst", kind, "prompt", options) for kind in ("bert", "t5") for options in (
     {"unfrozen": 1}, {"window": "all", "sharing": "rung", "down": "low-rank", "rank": 2})]  # fmt: skip
-INSIDE += [("prefix", kind, "prompt", {"reparameterise": True}) for kind in DECODERS]
+INSIDE += [("prefix", kind, "prompt", {"reparameterise": True}) for kind in (*DECODERS, "bert")]
 
 
 @pytest.mark.parametrize(("name", "kind", "readout", "more"), INSIDE)

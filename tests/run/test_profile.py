@@ -261,12 +261,12 @@ class TestCommand:
         return call
 
     def test_one_table(self, run, tiny_model, tmp_path):
-        code, out, _ = run("--model", tiny_model, "--surface", "bias,prefix", "--optimizer", "adamw, mezo", "--out",
+        code, out, _ = run("--model", tiny_model, "--surface", "bias,k_lst", "--optimizer", "adamw, mezo", "--out",
                            str(tmp_path / "p"))  # fmt: skip
-        assert code == 0 and "prefix: the model must be a causal one, got a masked model" in out
+        assert code == 0 and "k_lst: k must be from 1 to the model's 2 layers, got 3" in out
         kept = json.loads((tmp_path / "p" / "profile.json").read_text("utf-8"))
         assert [(row["surface"], row["optimizer"]) for row in kept["rows"]] == [
-            ("full", None), ("bias", "adamw"), ("bias", "mezo"), ("prefix", "adamw"), ("prefix", "mezo"),
+            ("full", None), ("bias", "adamw"), ("bias", "mezo"), ("k_lst", "adamw"), ("k_lst", "mezo"),
         ]  # fmt: skip
         inference, adamw, mezo, *failed = kept["rows"]
         assert inference["products"] == mezo["products"] == 0 < adamw["products"] and "why" in failed[0]
@@ -274,7 +274,7 @@ class TestCommand:
         lines = (tmp_path / "p" / "profile.md").read_text("utf-8").split("\n")
         assert lines[0].startswith("| what | tuned | registered | touched | backward products | peak, MiB | ")
         assert lines[3].startswith("| bias + adamw | ") and f"| {adamw['products']}, " in lines[3]
-        assert " none |" in lines[4] and lines[5].startswith("| prefix + adamw |  |")
+        assert " none |" in lines[4] and lines[5].startswith("| k_lst + adamw |  |")
 
     @pytest.mark.parametrize("models", [[], ["starter:minilm", "a/folder/far/from/here/with/a/model"]])
     def test_a_narrow_terminal_hides_neither_names_nor_figures(self, models, capsys):

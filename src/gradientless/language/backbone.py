@@ -191,10 +191,18 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return model.base_model  # type: ignore[return-value]
 
 
+def takes_keys_and_values(stack: nn.Module) -> bool:
+    """Whether the stack of layers goes on from keys and values that it is given, also where it reads both ways."""
+    return "past_key_values" in inspect.signature(stack.forward).parameters
+
+
 @torch.no_grad()
 def keys_and_values(stack: nn.Module, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What every layer of a causal model keeps of the tokens `ids` [B, T]: keys and values [B, heads, T, entries]."""
-    kept = stack(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True).past_key_values
+    """What every layer makes of the tokens `ids` [B, T] by themselves: keys and values [B, heads, T, entries]."""
+    from transformers import DynamicCache
+
+    kept: Any = DynamicCache()  # given, since a model that reads both ways makes none
+    stack(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=kept)
     return [(layer.keys, layer.values) for layer in kept.layers]
 
 

@@ -5,7 +5,7 @@ prompts for generation", ACL 2021, https://arxiv.org/abs/2101.00190. `prompt` gi
 Lester, Al-Rfou and Constant, "The power of scale for parameter-efficient prompt tuning", EMNLP 2021,
 https://arxiv.org/abs/2104.08691. A prefix starts as the keys and values of real tokens, drawn from the vocabulary, as
 MeZO's does (Malladi et al. 2023, https://arxiv.org/abs/2305.17333); a prompt as their embeddings. Both are saved in
-peft's format, and peft opens them: a prefix in causal models, a prompt in causal and masked ones.
+peft's format, and peft opens them.
 
 Differs from the paper: a prefix is tuned itself, as MeZO does, unless `reparameterise` asks for the network that the
 paper makes it with. With E [tokens, d], d the width of a layer's keys,
@@ -40,6 +40,7 @@ NETWORK = "prefix_network"
 ADAPTER_FILE = "adapter_model.safetensors"
 NETWORK_FILE = "prefix_network.safetensors"
 STARTS = ("real", "random")
+FAMILIES = ("causal", "masked")
 
 
 def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -48,8 +49,6 @@ def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
 
 class _VirtualTokens(AdapterSurface):
     """What the two share: one tensor, which hooks on the stack of layers put in front of the text."""
-
-    families: ClassVar[tuple[str, ...]]
 
     @classmethod
     def create(  # type: ignore[override]
@@ -73,9 +72,8 @@ class _VirtualTokens(AdapterSurface):
     def insert(self) -> None:
         count, start = self.options["tokens"], self.options["start"]
         kind = backbone.family(self._config)
-        if kind not in self.families:
-            known = " or ".join(self.families)
-            raise UserError(f"{self.owner}: the model must be a {known} one, got a {kind} model")
+        if kind not in FAMILIES:
+            raise UserError(f"{self.owner}: the model must be a {' or '.join(FAMILIES)} one, got a {kind} model")
         if start not in STARTS:
             raise unknown(self.owner, "start", start, STARTS)
         limit = backbone.longest(self._config)
@@ -115,6 +113,11 @@ class _VirtualTokens(AdapterSurface):
 
     def peft_config(self) -> Any:
         raise AssertionError("a subclass states it")
+
+    @property
+    def task_type(self) -> str:
+        """As peft names what the model does."""
+        return "CAUSAL_LM" if backbone.family(self._config) == "causal" else "FEATURE_EXTRACTION"
 
     def masked(self, kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
         """The stack's arguments with the virtual tokens in the mask and the positions behind them."""
@@ -184,10 +187,9 @@ class PrefixNetwork(nn.Module):
 
 
 class PrefixSurface(_VirtualTokens):
-    """Keys and values of virtual tokens in every layer of a causal model: [tokens, layers · 2 · heads · entries]."""
+    """Keys and values of virtual tokens in every layer: [tokens, layers · 2 · heads · entries]."""
 
     owner: ClassVar[str] = "prefix"
-    families: ClassVar[tuple[str, ...]] = ("causal",)
 
     @classmethod
     def create(  # type: ignore[override]
@@ -267,7 +269,13 @@ class PrefixSurface(_VirtualTokens):
                 tensor.copy_(saved[name])
 
     def first_values(self, ids: Tensor) -> Tensor:
-        pairs = backbone.keys_and_values(backbone.decoder_of(self.core), ids)
+        stack = backbone.decoder_of(self.core)
+        if not backbone.takes_keys_and_values(stack):
+            raise UserError(
+                f"{self.owner}: the model must go on from keys and values, as BERT, RoBERTa and causal ones do, got "
+                f"{self._config.model_type}; surface prompt takes it"
+            )
+        pairs = backbone.keys_and_values(stack, ids)
         self._heads, self._entries = pairs[0][0].shape[1], pairs[0][0].shape[3]
         self._layers = len(pairs)
         # [layers, 2, heads, tokens, entries] -> [tokens, layers, 2, heads, entries]
@@ -289,7 +297,7 @@ class PrefixSurface(_VirtualTokens):
         from peft import PrefixTuningConfig
 
         return PrefixTuningConfig(
-            task_type="CAUSAL_LM",
+            task_type=self.task_type,
             num_virtual_tokens=self.options["tokens"],
             num_layers=self._layers,
             num_attention_heads=self._heads,
@@ -303,7 +311,6 @@ class PromptSurface(_VirtualTokens):
     """Embeddings of virtual tokens in front of the text: [tokens, width]."""
 
     owner: ClassVar[str] = "prompt"
-    families: ClassVar[tuple[str, ...]] = ("causal", "masked")
 
     def first_values(self, ids: Tensor) -> Tensor:
         return self.core.get_input_embeddings()(ids)[0]  # type: ignore[operator]
@@ -345,7 +352,7 @@ class PromptSurface(_VirtualTokens):
 
         config = self._config
         return PromptTuningConfig(
-            task_type="CAUSAL_LM" if backbone.family(config) == "causal" else "FEATURE_EXTRACTION",
+            task_type=self.task_type,
             num_virtual_tokens=self.options["tokens"],
             num_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
