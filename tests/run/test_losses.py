@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from gradientless.language.tasks import Example
 from gradientless.run.losses import loss_of
 
 
@@ -23,3 +26,18 @@ def test_the_lack_of_f1_is_scikit_learns(classes):
         assert float(loss.of(scores, gold)) == pytest.approx(wanted)
     by_hand = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])  # one right, one wrong of each
     assert float(loss_of("f1", None, "classification", ("a", "b")).of(by_hand, torch.tensor([1, 0, 1, 0]))) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("accuracy", "classification"), ("f1", "classification"), ("accuracy", "choice"), ("exact-match", "choice")],
+)
+def test_scores_that_are_no_numbers_are_no_loss(name, kind):
+    """The highest of a row of NaN would be its first, which may be right."""
+    loss = loss_of(name, None, kind, ("a", "b") if kind == "classification" else ())
+    row = Example("x", 0, choices=("a", "b"), answers=("a",))
+    gold = torch.tensor([0, 0, 1]) if loss.against == "labels" else [row] * 3
+    scores = torch.tensor([[1.0, 0.0], [1.0, -math.inf], [0.0, 1.0]])  # where a row has fewer choices
+    assert math.isfinite(float(loss.of(scores, gold)))
+    scores[1, 0] = math.nan
+    assert math.isnan(float(loss.of(scores, gold)))

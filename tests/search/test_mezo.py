@@ -440,6 +440,34 @@ def test_weight_decay_leaves_biases_and_normalisations_alone():
     assert same(values(dict(model.named_parameters())), now)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [MeZO, MeZOAdam])
+def test_weight_decay_too_small_for_one_step_is_not_lost(kind, dtype, tmp_path):
+    """1 - 2e-8 is 1 in single precision; after 763 steps what is owed is 2^-16."""
+
+    def make():
+        tensor = nn.Parameter(torch.linspace(0.5, 1.0, 300 * 300).view(300, 300).to(dtype))
+        return tensor, kind([("w", tensor)], lr=1e-6, eps=0.01, weight_decay=0.02, check=False, evaluator="snapshot")
+
+    tensor, optimizer = make()
+    optimizer.record(tmp_path / "log")
+    optimizer.forecast(1000)  # owes nothing
+    before = tensor.detach().double()
+    for _ in range(762):
+        optimizer.step(lambda: 1.0)
+    assert torch.equal(tensor.detach().double(), before)
+    state = optimizer.state_dict()
+    optimizer.step(lambda: 1.0)
+    shrunk = 1 - float(tensor.detach().double().sum() / before.sum())
+    assert shrunk == pytest.approx(763 * 2e-8, rel=0.5 if dtype == torch.bfloat16 else 0.05)
+    again, replayer = make()
+    assert replayer.replay(tmp_path / "log") == 763 and torch.equal(again, tensor)
+    resumed, fresh = make()
+    fresh.load_state_dict(state)
+    fresh.step(lambda: 1.0)
+    assert torch.equal(resumed, tensor)
+
+
 class WideRMSNorm(nn.Module):
     def __init__(self):
         super().__init__()
@@ -823,6 +851,51 @@ def test_tied_tensors_move_once_under_every_rule(key, evaluator, tmp_path):
         torch.testing.assert_close(seen[1], -probe, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"rank": 1}, {"rank": 2, "samples": 2}], ids=str)
+def test_a_penalty_tells_points_apart_by_the_same_measure(options):
+    """A weight that is only penalised shrinks: where norms with and without a change differed in their rounding, no
+    change would always seem the better, or the worse."""
+    tensor = nn.Parameter(0.05 * torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0)))
+    options = {"lr": 2e-5, "eps": 1e-3, "penalty": 1.0, "evaluator": "snapshot", "check": False, **options}
+    optimizer = MeZOConservative([("w", tensor)], **options)
+    taken = 0
+    for _ in range(6):
+        before, norm = tensor.detach().clone(), float(tensor.detach().double().norm())
+        optimizer.step(lambda: 0.0)
+        taken += not torch.equal(tensor, before)
+        assert float(tensor.detach().double().norm()) <= norm
+    assert taken >= 3
+
+
+def test_options_that_a_log_names_once_must_stay(tmp_path):
+    params = make_params()
+    optimizer = make("mezo", "plain", params, check=False)
+    optimizer.step(lambda: 1.0)
+    optimizer.param_groups[0]["eps"] *= 2  # no log is open
+    optimizer.step(lambda: 1.0)
+    optimizer.record(tmp_path / "log")
+    optimizer.step(lambda: 1.0)
+    for key in ("lr", "penalty"):  # of which the log tells step by step
+        optimizer.param_groups[0][key] += 0.01
+        optimizer.step(lambda: 1.0)
+    before = values(params)
+    for key, value in (("eps", 0.5), ("weight_decay", 0.25), ("entries", 2)):
+        kept, optimizer.param_groups[0][key] = optimizer.param_groups[0][key], value
+        with pytest.raises(
+            UserError, match=rf"^MeZO: {key} must stay {kept} while a log is open, got {value}; call reco"
+        ):
+            optimizer.step(lambda: 1.0)
+        optimizer.param_groups[0][key] = kept
+    assert same(values(params), before) and len(optimizer.trajectory) == optimizer.t - 2
+    optimizer.add_param_group({"params": [("new", nn.Parameter(torch.ones(2, 2)))]})
+    with pytest.raises(
+        UserError, match="MeZO: parameter groups must stay 1 while a log is open, got 2; call record ag"
+    ):
+        optimizer.step(lambda: 1.0)
+    optimizer.record(tmp_path / "other")
+    optimizer.step(lambda: 1.0)
+
+
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
@@ -839,7 +912,13 @@ def largest(work) -> int:
 
 @pytest.mark.parametrize(
     ("evaluator", "options"),
-    [("walk", {}), ("walk", {"noise": "rademacher"}), ("inject", {"rank": 1}), ("snapshot", {})],
+    [
+        ("walk", {}),
+        ("walk", {"noise": "rademacher"}),
+        ("inject", {"rank": 1}),
+        ("inject", {"rank": 1, "penalty": 0.1, "samples": 2}),
+        ("snapshot", {}),
+    ],
     ids=str,
 )
 def test_what_a_step_holds_beyond_its_forward_passes(evaluator, options):

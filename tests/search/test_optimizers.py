@@ -762,9 +762,9 @@ def test_penalty_decides():
     assert optimizer._penalised([1.0, 1.0], points, "w") == pytest.approx([3.5, 1 + 0.5 * np.linalg.norm(moved)])
     optimizer.param_groups[0]["squared"] = True
     assert optimizer._penalised([1.0, 1.0], points, "w") == pytest.approx([13.5, 1 + 0.5 * np.sum(moved**2)])
-    changes = space.deltas([(*point(1.0, Direction(0, 0, "w")), *point(2.0, Direction(1, 0, "w")))])
+    both = (*point(1.0, Direction(0, 0, "w")), *point(2.0, Direction(1, 0, "w")))
     twice = moved + 2 * Noise(0).fill("w", 1, 0, 0, 2).double().numpy()
-    assert space.squared_norms("w", changes) == pytest.approx([np.sum(twice**2)])
+    assert space.squared_norms("w", [both]) == pytest.approx([np.sum(twice**2)])
 
 
 # Forward passes ------------------------------------------------------------------------------------------------------

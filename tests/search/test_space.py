@@ -300,7 +300,7 @@ def test_nothing_of_a_tensors_size_is_held(dtype, evaluator, rank, monkeypatch):
 def test_a_norm_is_measured_without_a_copy(dtype):
     flat = torch.full((1_500_000,), 0.5, dtype=dtype)
     with Largest() as seen:
-        (squared,) = Space({"w": flat}, Noise(0)).squared_norms("w", [[]])
+        (squared,) = Space({"w": flat}, Noise(0)).squared_norms("w", [()])
     assert squared == pytest.approx(375_000, rel=1e-5) and seen.bytes <= 2**20
 
 
@@ -356,7 +356,7 @@ def test_norms_at_points_are_those_of_the_weights_there(rank, dtype, monkeypatch
     points = [(), point(0.3, whole), point(0.3, some), ((0.3, whole), (-0.7, some), (0.2, Direction(3, 0, "w")))]
     points += [((0.4, Direction(3, 0, ALL, "m")), (0.1, some)), point(0.4, Direction(3, 0, "some", "m"))]
     for name in tensors:
-        found = space.squared_norms_at(name, points)
+        found = space.squared_norms(name, points)
         for terms, squared in zip(points, found, strict=True):
             with space.at(space.deltas([terms])[0]):
                 expected = float(tensors[name].double().square().sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -430,6 +431,47 @@ def test_a_step_that_fails_on_its_way_is_settled_and_ends_its_log(tmp_path):
         optimizer.step(failing)
     with pytest.raises(UserError, match="a step that failed while walking must not be followed by others"):
         optimizer.step(Bowl(params))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("loss", [Bowl, Rows])
+def test_ctrl_c_leaves_every_tensor_where_the_log_says(loss, fused, tmp_path, monkeypatch):
+    """Whenever it arrives: between two tensors of a move or of a restoring, in a probe, while a step is taken."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
+    left, passes, rows = [math.inf], Space._pass, Space._move_rows
+
+    def cut(work):
+        def at_work(self, *args):
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGINT)
+            return work(self, *args)
+
+        return at_work
+
+    monkeypatch.setattr(Space, "_pass", cut(passes))
+    monkeypatch.setattr(Space, "_move_rows", cut(rows))
+    stopped = set()
+    try:
+        for moment in range(1, 40):
+            params = make_params()
+            optimizer = TwoPoint(params.items(), lr=1e-2, weight_decay=0.5, evaluator="walk", check=False)
+            optimizer.fused = fused
+            log = optimizer.record(tmp_path / f"{moment}")
+            left[0] = moment
+            with pytest.raises(KeyboardInterrupt):
+                train(optimizer, loss(params), 0, STEPS)
+            left[0] = math.inf
+            assert len(log) == optimizer.t
+            stopped.add(optimizer.t)
+            optimizer.settle()
+            again = make_params()
+            TwoPoint(again.items(), lr=1e-2, weight_decay=0.5, evaluator="walk", check=False).replay(log.path)
+            for name, p in params.items():
+                torch.testing.assert_close(p, again[name], rtol=0, atol=2e-6)  # a probe is 1e-3
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert {0, 1, 2} <= stopped
 
 
 def test_20_000_steps_are_logged_in_200_kb(tmp_path):

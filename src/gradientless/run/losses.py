@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +42,17 @@ class Loss:
     kinds: tuple[str, ...] = ("classification", "choice")
 
 
+def _of_numbers(of: Callable[[Tensor, Any], float]) -> Callable[[Tensor, Any], float]:
+    """`of`, and NaN where any of the scores is: the highest of such a row would be its first, which may be right."""
+    return lambda scores, expected: math.nan if bool(scores.isnan().any()) else of(scores, expected)
+
+
+@_of_numbers
 def _errors(logits: Tensor, labels: Tensor) -> float:
     return 1.0 - accuracy(logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
 
 
+@_of_numbers
 def _lost_f1(logits: Tensor, labels: Tensor) -> float:
     return 1.0 - f1(logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
 
@@ -118,7 +126,8 @@ def loss_of(name: str, reward: str | None, kind: str, labels: Sequence[str] = ()
 def _of_texts(of: Texts, kind: str, labels: Sequence[str]) -> Loss:
     if kind == "generation":
         return Loss(of, "texts", ROWS, kinds=KINDS)
-    return Loss(lambda scores, rows: of(chosen(scores, rows, labels), rows), "scores", ROWS, kinds=KINDS)
+    of_scores = _of_numbers(lambda scores, rows: of(chosen(scores, rows, labels), rows))
+    return Loss(of_scores, "scores", ROWS, kinds=KINDS)
 
 
 def chosen(scores: Tensor, rows: Sequence[Example], labels: Sequence[str]) -> list[str]:

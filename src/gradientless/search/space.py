@@ -19,6 +19,7 @@ from gradientless.search.noise import Noise
 from gradientless.search.noise.reference import round_stochastically
 from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Point, Term, combined, scaled
 from gradientless.search.selection import DEPENDS_ON_WEIGHTS, largest
+from gradientless.search.uninterrupted import uninterrupted
 
 Entries = list[tuple[str, Tensor | None]]  # per tensor of a block: flat positions, or None for all of them
 
@@ -47,6 +48,13 @@ class Block:
         """Whether every entry moves: a block of at most s entries moves whole."""
         return self.fixed is None and (self.selection == "all" or self.entries is None or self.entries >= self.size)
 
+    @property
+    def moves(self) -> int:
+        """How many entries move."""
+        if self.whole:
+            return self.size
+        return int(self.entries or 0) if self.fixed is None else self.fixed.numel()
+
     def birth(self, step: int) -> int:
         """The step in which the selection in force at `step` was made."""
         return step - step % self.lasts
@@ -63,7 +71,7 @@ class Space:
         noise.
     """
 
-    _CACHED_ENTRIES = 1 << 20  # directions of more entries are made again instead of kept for the rest of a step
+    CACHED_ENTRIES = 1 << 20  # directions of more entries are made again instead of kept for the rest of a step
 
     def __init__(
         self,
@@ -226,7 +234,7 @@ class Space:
             places = [p for p, point in enumerate(points) if point]  # type: ignore[assignment]
             values = values.new_zeros(len(points), values.shape[1]).index_copy_(0, torch.tensor(places), values)
         sweep = Sweep(tensor, values, index)
-        if values.numel() <= self._CACHED_ENTRIES:
+        if values.numel() <= self.CACHED_ENTRIES:
             self._cache.update((term, (sweep, p)) for term, p in zip(terms, places, strict=True))
         return sweep
 
@@ -288,7 +296,7 @@ class Space:
                 for part, row in zip(parts, scaled.unbind(), strict=True):
                     part.append(Delta(tensor, row, index))
             made.update(zip(family, parts, strict=True))
-            if size <= self._CACHED_ENTRIES:
+            if size <= self.CACHED_ENTRIES:
                 self._cache.update((term, (parts, p)) for p, term in enumerate(family))
         return made
 
@@ -467,8 +475,9 @@ class Space:
                 old, new = self.rest if kind[1] else self.standing, ORIGIN if kind[2] else terms
                 sums[kind] = combined(scaled(-kind[0], old), self.moved, new)
             moves[name] = kind[0], sums[kind]
-        self._passes(moves)
-        self.standing, self.rest, self.kept, self.moved, self.decay = terms, ORIGIN, kept, ORIGIN, {}
+        with uninterrupted():  # between two tensors nobody could say where the weights stand
+            self._passes(moves)
+            self.standing, self.rest, self.kept, self.moved, self.decay = terms, ORIGIN, kept, ORIGIN, {}
 
     def settle(self) -> None:
         """Bring the weights to θ_t, if they are not there."""
@@ -506,8 +515,9 @@ class Space:
                 self._move_rows(name, index, terms)
             yield
         finally:
-            for name, old in saved.items():
-                self.tensors[name].detach()[rows[name]] = old
+            with uninterrupted():
+                for name, old in saved.items():
+                    self.tensors[name].detach()[rows[name]] = old
 
     def _move_rows(self, name: str, rows: Tensor, terms: Point) -> None:
         tensor = self.tensors[name].detach()
@@ -600,36 +610,22 @@ class Space:
         self._lengths.clear()
 
     @torch.no_grad()
-    def squared_norms(self, name: str, candidates: Sequence[Sequence[Delta]]) -> list[float]:
-        """‖θ + changes‖² of tensor `name` under each candidate's changes; cost follows the entries that change."""
-        flat = self.tensors[name].view(-1)
-        # The same for all candidates: only the changes need double precision.
-        if flat.dtype in (torch.float32, torch.float64):
-            base = float(torch.dot(flat, flat))
-        else:
-            base = sum(float(torch.dot(wide, wide)) for wide in map(Tensor.float, flat.split(_CHUNK)))
+    def squared_norms(
+        self, name: str, points: Sequence[Point], changes: Sequence[Sequence[Delta]] | None = None
+    ) -> list[float]:
+        """‖θ‖² of tensor `name` at each of `points`, in double precision, a chunk at a time.
+
+        changes: of each point, where they have been made. One that is dense or indexed is taken from there.
+        """
+        flat = self.tensors[name].detach().view(-1)
+        base = sum(float(torch.dot(wide, wide)) for wide in map(Tensor.double, flat.split(_ROWS)))
         found = []
-        for changes in candidates:
-            mine = [change for change in changes if change.name == name]
+        for number, terms in enumerate(points):
+            mine = [change for change in (changes[number] if changes is not None else ()) if change.name == name]
             if len(mine) == 1 and mine[0].right is None:
                 old = flat if mine[0].index is None else flat[mine[0].index]
-                new = old + mine[0].values.view(-1)
-                found.append(base + _rise(old, new))
-            elif not mine:
-                found.append(base)
-            else:
-                moved = flat.clone()
-                for change in mine:
-                    self._add(change, moved.view_as(self.tensors[name]))
-                found.append(float(moved.double().square().sum()))
-        return found
-
-    @torch.no_grad()
-    def squared_norms_at(self, name: str, points: Sequence[Point]) -> list[float]:
-        """As `squared_norms` at each of `points`, a chunk at a time: nothing of the tensor's size is held."""
-        flat = self.tensors[name].detach().view(-1)
-        base, found = self.squared_norms(name, [[]])[0], []
-        for terms in points:
+                found.append(base + _rise(old, old + mine[0].values.view(-1)))
+                continue
             places = [dict(self.entries(self.block(d.block), d.step)) for _, d in terms]
             here = [(term, place[name]) for term, place in zip(terms, places, strict=True) if name in place]
             rise = 0.0

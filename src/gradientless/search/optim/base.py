@@ -29,6 +29,7 @@ from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Re
 from gradientless.search.rates import Rates
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Record, Trajectory
+from gradientless.search.uninterrupted import uninterrupted
 from gradientless.search.watched import Watched, version
 
 Conversation = Generator[Request, Any, Update]
@@ -106,6 +107,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._said = False  # whether a change of logged parameters was told
         self._noted: list[tuple[int, int]] | None = None  # versions of the parameters after the last write of ours
         self._torn = False  # whether a step failed on its way: its passes are in the weights but not in the log
+        self._options: list[dict[str, Any]] = []  # of the groups, as the log has them
         self._told: frozenset[str] = frozenset()  # tensors whose rows are probed alone, as logged last
         self._queue: list[Sequence[Point]] = []  # where a replayed step goes, once its record is read
 
@@ -226,6 +228,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if not callable(closure):
             raise UserError(f"{self.name}: step needs a closure that returns the loss, got {type(closure).__name__}")
         self._check_untouched()
+        self._check_options()
         self.choose_evaluator(closure)
         by_hand = self._left and self.space.settled
         where = self._evaluator(closure)
@@ -242,14 +245,15 @@ class ForwardOptimizer(torch.optim.Optimizer):
         loss = f32(update.loss)
         if self._ranked:  # decisions do not tell the loss; answers to `Losses` do
             log += struct.pack("<f", loss)
-        if self.walking:
-            self._log_walk(log, by_hand)
-        if self.trajectory is not None:
-            self.trajectory.append(bytes(log))
-        self._commit(update)
-        if not self.fused:
-            self.space.settle()
-        self._note()
+        with uninterrupted():  # a step is logged and taken, or neither
+            if self.walking:
+                self._log_walk(log, by_hand)
+            if self.trajectory is not None:
+                self.trajectory.append(bytes(log))
+            self._commit(update)
+            if not self.fused:
+                self.space.settle()
+            self._note()
         return loss
 
     def _evaluator(self, closure: Callable[[], Any]) -> Evaluator:
@@ -373,6 +377,24 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 "holds what it held, the log no longer leads to these weights; call record again, with a new file",
                 stacklevel=4,
             )
+
+    def _check_options(self) -> None:
+        """A log names the options of its groups once, at its start."""
+        if self.trajectory is None:
+            self._options = []
+            return
+        found = [{key: group[key] for key in self.defaults if key not in _MEASURED} for group in self.param_groups]
+        self._options = self._options or found
+        again = "; call record again, with a new file"
+        if len(found) != len(self._options):
+            told = f"parameter groups must stay {len(self._options)} while a log is open, got {len(found)}"
+            raise UserError(f"{self.name}: {told}{again}")
+        for old, new in zip(self._options, found, strict=True):
+            for key in old:
+                if new[key] is not old[key] and (not _is_plain(old[key]) or new[key] != old[key]):
+                    raise UserError(
+                        f"{self.name}: {key} must stay {old[key]} while a log is open, got {new[key]}{again}"
+                    )
 
     def follow(self, header: Mapping[str, Any]) -> None:
         """Replay as the log with this header was written, walking or not, fused or not; refuse other settings, and at
@@ -558,19 +580,18 @@ class ForwardOptimizer(torch.optim.Optimizer):
             weight = group.get("penalty", 0.0)
             if not weight:
                 continue
-            if self.walking:  # which holds no copy of the weights, nor of what points change
+            if self.walking:
                 self.space.settle()
-                squares = self.space.squared_norms_at(name, points)
-            else:
-                changes = self.space.deltas(points) if changes is None else changes
-                squares = self.space.squared_norms(name, changes)
+            elif changes is None and self.space.block(block).moves <= self.space.CACHED_ENTRIES:  # as for the losses
+                changes = self.space.deltas(points)
+            squares = self.space.squared_norms(name, points, changes)
             for i, squared in enumerate(squares):
                 total[i] += weight * (squared if group.get("squared") else math.sqrt(max(squared, 0.0)))
         return total
 
     def _norm(self, block: str) -> float:
         """‖θ‖₂ over all entries of a block's tensors."""
-        return math.sqrt(sum(self.space.squared_norms(name, [[]])[0] for name in self.space.block(block).tensors))
+        return math.sqrt(sum(self.space.squared_norms(name, [ORIGIN])[0] for name in self.space.block(block).tensors))
 
     def _losses(self, points: Sequence[Point], where: Evaluator | None, taken: bool = False) -> list[float]:
         """The losses at `points`, each measured once a step. where None: a replay, which only counts them. taken: see
@@ -734,6 +755,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._last_lr, self._rates = None, Rates()  # every log begins with the rates
         self.settle()
         self._told, self._left, self._torn, self._said, self._noted = frozenset(), False, False, False, None
+        self._options = []
         begun = {"start": f"{fingerprint(self.space.tensors):08x}", "first_step": self.t}
         self.trajectory = Trajectory(path, {**self.header(), **begun, "version": VERSION, **(header or {})})
         return self.trajectory
@@ -773,6 +795,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
 
 _UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"}  # options that no bit of a replay needs
+
+_MEASURED = {"lr", "radius", "penalty", "squared"}  # options whose effect a log holds, step by step
 
 
 def _log_version(header: Mapping[str, Any]) -> int:

@@ -42,6 +42,7 @@ from gradientless.search.space import Block
 
 ESTIMATES = ("two-point", "one-sided", "one-point")
 SAMPLE_SCHEDULES = ("constant", "linear")
+_FELT = 2.0**-16  # of a weight: 256 times what single precision tells apart
 _EARLY = 50  # steps whose mean loss tells where a run began
 VARIANCES = ("none", "grad_norm", "param_norm")
 
@@ -77,14 +78,15 @@ class SPSA(ForwardOptimizer):
 
     lr*: η. eps*: ε, in units of the weights. weight_decay*: the weights of two or more dimensions are multiplied by
         1 - η · weight_decay in each step; biases and the weights of normalisations have fewer, and are left alone, as
-        are normalisations of more dimensions in `model`, where it is given.
+        are normalisations of more dimensions in `model`, where it is given. Of all their entries, also with `entries`.
+        Factors nearer to 1 than 2^-16, as those of MeZO's rates, are gathered over steps and applied together.
     samples: n. sample_schedule: 'constant', or 'linear': n_t = max(1, floor(n t / sample_steps)), at most n.
     scale_lr: let η grow with n_t, that is, add the draws instead of averaging them.
     estimate: 'two-point', 'one-sided' or 'one-point'. layerwise: one estimate per layer.
     clip: bound of |g|. variance: 'none', 'grad_norm' or 'param_norm'. expectation: change the expectation with σ.
     renorm_every: steps after which σ is computed again; None: only in the first. norm_samples: draws for 'grad_norm'.
     penalty*, squared*: as in `GLD`, of every tensor; part of the losses that are told apart and reported.
-    entries*, selection*, reselect_every*, indices*: as in `GLD`: a probe and its update move these entries only.
+    entries*, selection*, reselect_every*, indices*: as in `GLD`: a probe and its estimate move these entries only.
     patience: skipped steps in a row after which the run ends with an error.
     Raises UserError for values out of range, with the tensor's name where it is about one.
     """
@@ -174,6 +176,7 @@ class SPSA(ForwardOptimizer):
         self.clip, self.variance, self.expectation = clip, variance, expectation
         self.skipped = self._in_a_row = 0
         self.sigma: dict[str, float] = {}  # by layer; 1 where it is missing
+        self.owed: dict[str, float] = {}  # by the first tensor of a group: the decay that is still to be applied
         self.undecayed: frozenset[str] = frozenset()  # tensors of normalisations, as far as the model tells them
         self._last: float | None = None  # the loss that a one-point estimate is compared with
         self._seen = 0  # finite losses so far, at most _EARLY
@@ -387,13 +390,20 @@ class SPSA(ForwardOptimizer):
         return float(self.param_groups[self._part_of[block].group]["lr"])
 
     def decay(self) -> dict[str, float]:
-        """By tensor of two or more dimensions that is of no normalisation, 1 - η · weight_decay."""
-        return {
-            name: 1.0 - group["lr"] * group["weight_decay"]
-            for group in self.param_groups if group.get("weight_decay")
-            for name, tensor in zip(group["names"], group["params"], strict=True)
-            if tensor.ndim >= 2 and name not in self.undecayed
-        }  # fmt: skip
+        """By tensor of two or more dimensions that is of no normalisation, the product of 1 - η · weight_decay over
+        this step and those that still owe theirs: nearer to 1 than `_FELT`, single precision would round it away."""
+        found = {}
+        for group in self.param_groups:
+            if not group.get("weight_decay"):
+                continue
+            factor = self.owed.pop(group["names"][0], 1.0) * (1.0 - group["lr"] * group["weight_decay"])
+            if 1.0 - factor < _FELT:
+                self.owed[group["names"][0]] = factor
+                continue
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                if tensor.ndim >= 2 and name not in self.undecayed:
+                    found[name] = factor
+        return found
 
     def header(self) -> dict[str, Any]:
         """As the base has it; and the tensors that weight decay spares, since a replay may not know the model."""
@@ -460,12 +470,14 @@ class SPSA(ForwardOptimizer):
             "in_a_row": self._in_a_row,
             "sigma": dict(self.sigma),
             "last": self._last,
+            "owed": dict(self.owed),
             "watched": [self._seen, self._first, self._recent, self._warned],
         }
 
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
         self.sigma, self._last = dict(state["sigma"]), state["last"]
+        self.owed = dict(state.get("owed", {}))
         self._seen, self._first, self._recent, self._warned = state.get("watched", (0, 0.0, 0.0, False))
 
 
