@@ -611,6 +611,36 @@ def test_a_closure_must_not_call_backward():
         optimizer.step(failing)
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (None, "NoneType"),
+        ({"loss": 1.0}, "dict"),
+        ("low", "str"),
+        (torch.zeros(3), r"Tensor of shape \(3,\)"),
+        (np.zeros((2, 2)), r"ndarray of shape \(2, 2\)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("evaluator", ["snapshot", "walk", "inject"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_closure_must_return_a_scalar(evaluator, check, loss, told):
+    """Said in one line, with the weights where they were."""
+    model = nn.Linear(4, 3)
+    before = values(dict(model.named_parameters()))
+    more = {"rank": 1, "model": model} if evaluator == "inject" else {}
+    optimizer = MeZO(model.named_parameters(), evaluator=evaluator, check=check, **more)
+
+    def closure():
+        model(torch.ones(2, 4))
+        return loss
+
+    with pytest.raises(UserError, match=f"^MeZO: the closure must return a scalar loss, got {told}$"):
+        optimizer.step(closure)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=1e-6 if evaluator == "walk" else 0)
+
+
 def test_parameters_must_not_change_between_the_probes_of_a_step():
     w = nn.Parameter(torch.ones(3))
     optimizer = MeZO([("w", w)])
