@@ -1002,6 +1002,25 @@ def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
         optimizer.step(Closure(params))
 
 
+@pytest.mark.parametrize("key", ["gld", "mezo", "mezoadam"])
+def test_a_group_added_where_a_schedule_or_the_weights_have_moved_the_others(key):
+    """Rates may be zero and weights larger than eps was checked for: only the new group is measured anew."""
+    params = make_params()
+    (name, tensor), *others = params.items()
+    optimizer = OPTIMIZERS[key]([(name, tensor)])
+    optimizer.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        tensor.mul_(1e15)
+    message = f"must be > 0 and finite for tensor '{others[0][0]}', got 0.0"
+    with pytest.raises(UserError, match=message):
+        optimizer.add_param_group({"params": others, "lr": 0.0})
+    assert list(optimizer.space.tensors) == [name]
+    optimizer.add_param_group({"params": others, "lr": 0.1})
+    before = values(params)
+    optimizer.step(lambda: sum(float((other**2).sum()) for _, other in others))
+    assert torch.equal(tensor, before[name]) and not same(values(params), before)
+
+
 @pytest.mark.parametrize("key", sorted(OPTIMIZERS))
 def test_options_that_are_refused(key):
     for options, message in cases.OPTIMIZERS[key].bad:

@@ -206,8 +206,8 @@ class SPSA(ForwardOptimizer):
 
     # Groups, layers, blocks ------------------------------------------------------------------------------------------
 
-    def _build(self, saved: bool = False) -> None:
-        super()._build(saved)
+    def _build(self, known: int = 0) -> None:
+        super()._build(known)
         if isinstance(self.model, nn.Module):
             spared = {id(tensor) for tensor in _of_normalisations(self.model).values()}
             self.undecayed |= {name for name, tensor in self.space.tensors.items() if id(tensor) in spared}
