@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -566,6 +567,15 @@ def test_stop_and_resume_is_the_straight_run(key, variant, stop):
     optimizer.finish()
     resumed.finish()
     assert same(values(params), values(straight))
+
+
+@pytest.mark.parametrize("key", sorted(OPTIMIZERS))
+def test_a_copy_is_made_by_its_state(key):
+    optimizer = OPTIMIZERS[key](make_params().items())
+    message = f"^{optimizer.name}: an optimizer must be copied by its state, got copy or pickle; make another over"
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps, lambda each: torch.save(each, io.BytesIO())):
+        with pytest.raises(UserError, match=message):
+            copied(optimizer)
 
 
 def test_a_state_of_another_optimizer_is_refused():

@@ -684,6 +684,14 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `search_state` gave."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Not to be had: what torch copies and pickles of an optimizer is not all of this one, and the rest has to
+        mean the tensors that were copied."""
+        raise UserError(
+            f"{self.name}: an optimizer must be copied by its state, got copy or pickle; make another over the copied "
+            "parameters and give it state_dict()"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "search" the step, the method's state, live selections and buffers."""
         state = super().state_dict()
