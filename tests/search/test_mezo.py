@@ -179,6 +179,31 @@ def test_layers_are_told_by_the_first_number_of_a_name(options, kind):
             np.testing.assert_allclose(p.detach().numpy(), state.params[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_groups_of_a_layer_that_differ_in_eps_have_one_for_its_norm(order, tmp_path):
+    """Of a loss that is a plane: whatever eps is and whoever comes first, σ is the same."""
+    rng = np.random.default_rng(0)
+    slopes = {name: rng.normal(size=shape) for name, shape in LAYERED.items()}
+    own = {name: 0.25 if name.endswith("bias") else 0.0625 for name in LAYERED}
+    plane = lambda p, t: 0.1 * sum(float(np.sum(slopes[name] * p[name])) for name in p)  # noqa: E731
+    options = {"lr": 0.01, "noise": "rademacher", "variance": "grad_norm", "norm_samples": 3, "check": False}
+
+    def grouped(params):
+        return MeZO([{"params": [(name, p)], "eps": own[name]} for name, p in list(params.items())[::order]], **options)
+
+    params = make_params(values=slopes)
+    state = mezo.trace(slopes, plane, 1, eps=own, **{key: options[key] for key in options if key != "check"})[0]
+    alike, optimizer = MeZO(make_params(values=slopes).items(), eps=0.0625, **options), grouped(params)
+    alike.step(Closure(dict(alike.space.tensors), plane))
+    log = optimizer.record(tmp_path / "log")
+    optimizer.step(Closure(params, plane))
+    assert optimizer.sigma == pytest.approx(alike.sigma, rel=1e-4)
+    assert optimizer.sigma == pytest.approx(state.sigma, rel=1e-4)
+    again = make_params(values=slopes)
+    grouped(again).replay(log)
+    assert same(values(again), values(params))
+
+
 def test_names_of_layers():
     assert layer_of("roberta.encoder.layer.11.attention.self.query.weight") == "roberta.encoder.layer.11"
     assert layer_of("0.weight") == "0"
