@@ -233,7 +233,8 @@ class SPSA(ForwardOptimizer):
         faults.tell()
 
     def check_weights(self, group: Mapping[str, Any]) -> None:
-        """A probe must move a weight of the usual size: by one unit in the last place at the least.
+        """A probe must move a weight of the usual size: by one unit in the last place at the least, of single precision
+        where the weights have more.
 
         Not where probes are added inside the modules: they never meet the weights."""
         if self.rank is not None and (self.evaluator == "inject" or (self.evaluator == "auto" and self.model)):
@@ -245,12 +246,14 @@ class SPSA(ForwardOptimizer):
             wide = torch.promote_types(dtype, torch.float32)
             squares = sum(float(torch.linalg.vector_norm(t, dtype=wide)) ** 2 for t in tensors)
             size = math.sqrt(squares / max(1, sum(t.numel() for t in tensors)))
-            least = torch.finfo(dtype).eps * size
+            # Losses are logged, and compared, in single precision: double precision sees no smaller change of theirs.
+            least = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * size
             if group["eps"] < least:
                 enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
                 raise UserError(
                     f"{self.name}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
                     f"{size:.2g} (root mean square), got {group['eps']:g}; a smaller probe is rounded away"
+                    + (", since losses are logged in float32" if dtype == torch.float64 else "")
                 )
 
     def blocks(self) -> list[Block]:
