@@ -198,7 +198,7 @@ def _refused(owner: str) -> tuple[tuple[Options, str], ...]:
         ({"lr": float("nan")}, f"{owner}: lr must be > 0 and finite {at}nan"),
         ({"eps": -1}, f"{owner}: eps must be > 0 and finite {at}-1"),
         ({"eps": float("inf")}, f"{owner}: eps must be > 0 and finite {at}inf"),
-        ({"eps": 1e-30}, rf"{owner}: eps must be >= \d\.\de-1\d for float64 weights of size .*, got 1e-30"),
+        ({"eps": 1e-30}, rf"{owner}: eps must be >= \d\.\de-0\d for float64 weights of size .*, got 1e-30"),
         ({"weight_decay": -0.1}, f"{owner}: weight_decay must be >= 0 and finite {at}-0.1"),
         ({"penalty": -0.1}, f"{owner}: penalty must be >= 0 and finite {at}-0.1"),
         ({"clip": 0.0}, f"{owner}: clip must be > 0, got 0.0"),

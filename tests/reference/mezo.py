@@ -24,9 +24,10 @@ n, under the linear schedule. Draws j < n are the probes; norms take draws n, n 
 first number. d of 0 is 1; d is computed before the step's probes, at t = 0 and at every multiple of renorm_every.
 Weight decay is apart from the gradient, on tensors of two or more dimensions, and multiplies theta before the step. A
 step in which a loss is not finite changes nothing and is counted. `window=W`: m and v are those of the last W
-estimates, from zero. Tensors with an eps of their own divide by it. The penalty is added to every loss. Noise "sphere"
-is Gaussian noise scaled to the length sqrt(d) over the d entries that move of the tensors in one of `spheres`. With
-`rank` r, z of a matrix is u v' / sqrt(r), u of step t, v of the last step that resample_every divides.
+estimates, from zero. Tensors with an eps of their own divide by it; a layer's norm is measured with its largest. The
+penalty is added to every loss. Noise "sphere" is Gaussian noise scaled to the length sqrt(d) over the d entries that
+move of the tensors in one of `spheres`. With `rank` r, z of a matrix is u v' / sqrt(r), u of step t, v of the last step
+that resample_every divides.
 """
 
 from __future__ import annotations
@@ -174,11 +175,11 @@ def trace(
                 if variance == "param_norm":
                     found[each] = math.sqrt(sum(float(np.sum(theta[name] ** 2)) for name in names))
                     continue
-                rises = []
+                rises, largest_eps = [], max(of(eps, name) for name in names)
                 for draw in range(samples, samples + norm_samples):
-                    step = {name: of(eps, name) * z(draw, name) for name in names}
+                    step = {name: largest_eps * z(draw, name) for name in names}
                     plus, minus = at(step), at({name: -value for name, value in step.items()})
-                    rises.append(abs(plus - minus) / (2 * of(eps, names[0])))
+                    rises.append(abs(plus - minus) / (2 * largest_eps))
                 found[each] = float(np.mean(rises))
             d.update({each: value if value != 0 else 1.0 for each, value in found.items() if np.isfinite(value)})
 

@@ -30,7 +30,7 @@ from gradientless.run.config import RunConfig
 from gradientless.run.objective import Objective
 from gradientless.run.replay_run import replay_run
 from gradientless.run.train import Run
-from gradientless.search.evaluators import Walk
+from gradientless.search.evaluators import Inject, Walk
 from gradientless.search.noise import Noise
 from gradientless.search.optim.spsa import SPSA
 from gradientless.search.points import ALL, Direction, point
@@ -692,6 +692,60 @@ def test_losses_read_the_touched_rows_alone(model, objective_of):
     others[rows] = False
     tensors[name][others] = math.nan
     assert math.isfinite(objective())
+
+
+@pytest.fixture
+def inject_of(objective_of, monkeypatch):
+    """inject_of(model) -> (the evaluator over its objective, the rows of each pass; one of more than `most` fails)."""
+
+    def make(model: str) -> tuple[Inject, SimpleNamespace]:
+        objective, seen = objective_of(model), SimpleNamespace(rows=[], most=10_000)
+        scores = objective.surface.logits
+
+        def counted(prepared, *more):
+            seen.rows.append(len(prepared.tensors["input_ids"]))
+            if seen.rows[-1] > seen.most:
+                raise torch.OutOfMemoryError("out of memory")
+            return scores(prepared, *more)
+
+        monkeypatch.setattr(objective.surface, "logits", counted)
+        return Inject(Space(objective.surface.trainable(), Noise(0), rank=1), objective, objective.surface), seen
+
+    return make
+
+
+POINTS = [point(sign * 0.1, Direction(3, draw, ALL)) for draw in range(200) for sign in (1.0, -1.0)]
+
+
+@pytest.mark.parametrize("model", ["bert", "llama"])
+@torch.no_grad()
+def test_a_pass_has_as_many_injected_points_as_its_tokens_allow(model, inject_of):
+    """Whole pairs within 1,024 tokens on a processor, and one at the least."""
+    inject, seen = inject_of(model)
+    tokens = [prepared.tensors["input_ids"].numel() for prepared, _ in inject.closure.parts]
+    alone = [loss for i in range(0, 8, 2) for loss in inject.losses(POINTS[i : i + 2])]
+    assert seen.rows == [2] * 8  # a pass for each of two micro-batches of one row
+    for room, count in ((None, 400), (8 * max(tokens), 20), (1, 8)):
+        inject.injection.room = room
+        seen.rows.clear()
+        found = inject.losses(POINTS[:count])
+        assert len(found) == count and found[:8] == pytest.approx(alone, rel=1e-5)
+        most = [2 * max(1, (room or 1024) // (2 * each)) for each in tokens]
+        assert seen.rows == [min(each, count - start) for each in most for start in range(0, count, each)]
+
+
+@torch.no_grad()
+def test_injected_points_that_memory_does_not_hold_are_halved(inject_of):
+    inject, seen = inject_of("llama")
+    together = inject.losses(POINTS[:16])
+    seen.most = 6
+    for first in (16, 4):  # what was found is kept
+        seen.rows.clear()
+        assert inject.losses(POINTS[:16]) == pytest.approx(together, rel=1e-5)
+        assert seen.rows[0] == first
+    seen.most = 1
+    with pytest.raises(torch.OutOfMemoryError):  # which is answered with fewer rows
+        inject.losses(POINTS[:2])
 
 
 def test_a_tied_table_is_read_whole_where_all_of_its_logits_are(objective_of, models, tmp_path):

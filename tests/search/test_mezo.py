@@ -179,6 +179,31 @@ def test_layers_are_told_by_the_first_number_of_a_name(options, kind):
             np.testing.assert_allclose(p.detach().numpy(), state.params[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_groups_of_a_layer_that_differ_in_eps_have_one_for_its_norm(order, tmp_path):
+    """Of a loss that is a plane: whatever eps is and whoever comes first, σ is the same."""
+    rng = np.random.default_rng(0)
+    slopes = {name: rng.normal(size=shape) for name, shape in LAYERED.items()}
+    own = {name: 0.25 if name.endswith("bias") else 0.0625 for name in LAYERED}
+    plane = lambda p, t: 0.1 * sum(float(np.sum(slopes[name] * p[name])) for name in p)  # noqa: E731
+    options = {"lr": 0.01, "noise": "rademacher", "variance": "grad_norm", "norm_samples": 3, "check": False}
+
+    def grouped(params):
+        return MeZO([{"params": [(name, p)], "eps": own[name]} for name, p in list(params.items())[::order]], **options)
+
+    params = make_params(values=slopes)
+    state = mezo.trace(slopes, plane, 1, eps=own, **{key: options[key] for key in options if key != "check"})[0]
+    alike, optimizer = MeZO(make_params(values=slopes).items(), eps=0.0625, **options), grouped(params)
+    alike.step(Closure(dict(alike.space.tensors), plane))
+    log = optimizer.record(tmp_path / "log")
+    optimizer.step(Closure(params, plane))
+    assert optimizer.sigma == pytest.approx(alike.sigma, rel=1e-4)
+    assert optimizer.sigma == pytest.approx(state.sigma, rel=1e-4)
+    again = make_params(values=slopes)
+    grouped(again).replay(log)
+    assert same(values(again), values(params))
+
+
 def test_names_of_layers():
     assert layer_of("roberta.encoder.layer.11.attention.self.query.weight") == "roberta.encoder.layer.11"
     assert layer_of("0.weight") == "0"
@@ -595,18 +620,21 @@ def test_ten_steps_in_a_row_without_a_number_end_the_run(tmp_path):
     assert math.isnan(optimizer.step(closure))
 
 
-@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, "7.9e-03"), (torch.float16, "9.8e-04")])
+@pytest.mark.parametrize(
+    ("dtype", "least"),
+    [(torch.bfloat16, "7.9e-03"), (torch.float16, "9.8e-04"), (torch.float32, "1.2e-07"), (torch.float64, "1.2e-07")],
+)
 def test_an_eps_that_the_weights_cannot_hold_is_refused(dtype, least):
     params = {"w": nn.Parameter(torch.ones(10, 10, dtype=dtype))}
     kind = str(dtype).removeprefix("torch.")
     message = (
-        rf"MeZO: eps must be >= {least} for {kind} weights of size 1 \(root mean square\), got 0.0001; a smaller pro"
+        rf"MeZO: eps must be >= {least} for {kind} weights of size 1 \(root mean square\), got 1e-07; a smaller probe "
+        f"is rounded away{', since losses are logged in float32' if dtype == torch.float64 else ''}$"
     )
     with pytest.raises(UserError, match=message):
-        MeZO(params.items(), eps=1e-4)
+        MeZO(params.items(), eps=1e-7)
     MeZO(params.items(), eps=float(least))  # what the message names is enough
-    MeZO([("w", nn.Parameter(torch.ones(10, 10)))], eps=1e-4)
-    MeZO([("w", nn.Parameter(torch.zeros(10, 10, dtype=dtype)))], eps=1e-4)
+    MeZO([("w", nn.Parameter(torch.zeros(10, 10, dtype=dtype)))], eps=1e-7)
 
 
 def test_a_closure_must_not_call_backward():
@@ -637,6 +665,36 @@ def test_a_closure_must_not_call_backward():
 
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step(failing)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (None, "NoneType"),
+        ({"loss": 1.0}, "dict"),
+        ("low", "str"),
+        (torch.zeros(3), r"Tensor of shape \(3,\)"),
+        (np.zeros((2, 2)), r"ndarray of shape \(2, 2\)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("evaluator", ["snapshot", "walk", "inject"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_closure_must_return_a_scalar(evaluator, check, loss, told):
+    """Said in one line, with the weights where they were."""
+    model = nn.Linear(4, 3)
+    before = values(dict(model.named_parameters()))
+    more = {"rank": 1, "model": model} if evaluator == "inject" else {}
+    optimizer = MeZO(model.named_parameters(), evaluator=evaluator, check=check, **more)
+
+    def closure():
+        model(torch.ones(2, 4))
+        return loss
+
+    with pytest.raises(UserError, match=f"^MeZO: the closure must return a scalar loss, got {told}$"):
+        optimizer.step(closure)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=1e-6 if evaluator == "walk" else 0)
 
 
 def test_parameters_must_not_change_between_the_probes_of_a_step():

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -568,6 +569,15 @@ def test_stop_and_resume_is_the_straight_run(key, variant, stop):
     assert same(values(params), values(straight))
 
 
+@pytest.mark.parametrize("key", sorted(OPTIMIZERS))
+def test_a_copy_is_made_by_its_state(key):
+    optimizer = OPTIMIZERS[key](make_params().items())
+    message = f"^{optimizer.name}: an optimizer must be copied by its state, got copy or pickle; make another over"
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps, lambda each: torch.save(each, io.BytesIO())):
+        with pytest.raises(UserError, match=message):
+            copied(optimizer)
+
+
 def test_a_state_of_another_optimizer_is_refused():
     params = make_params()
     state = make("gld", "plain", params, seed=5).state_dict()
@@ -1000,6 +1010,25 @@ def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
             optimizer.add_param_group(group)
         assert len(optimizer.param_groups) == 1 and list(optimizer.space.tensors) == ["dense.weight", "dense.bias"]
         optimizer.step(Closure(params))
+
+
+@pytest.mark.parametrize("key", ["gld", "mezo", "mezoadam"])
+def test_a_group_added_where_a_schedule_or_the_weights_have_moved_the_others(key):
+    """Rates may be zero and weights larger than eps was checked for: only the new group is measured anew."""
+    params = make_params()
+    (name, tensor), *others = params.items()
+    optimizer = OPTIMIZERS[key]([(name, tensor)])
+    optimizer.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        tensor.mul_(1e15)
+    message = f"must be > 0 and finite for tensor '{others[0][0]}', got 0.0"
+    with pytest.raises(UserError, match=message):
+        optimizer.add_param_group({"params": others, "lr": 0.0})
+    assert list(optimizer.space.tensors) == [name]
+    optimizer.add_param_group({"params": others, "lr": 0.1})
+    before = values(params)
+    optimizer.step(lambda: sum(float((other**2).sum()) for _, other in others))
+    assert torch.equal(tensor, before[name]) and not same(values(params), before)
 
 
 @pytest.mark.parametrize("key", sorted(OPTIMIZERS))

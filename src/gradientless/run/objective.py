@@ -16,8 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError
+from gradientless.language.surfaces.base import Prepared
+from gradientless.run.evaluation import MORE_TOKENS, TOKENS
 from gradientless.run.importance import fisher, fisher_by_gradients
 from gradientless.run.losses import LOSSES, Loss, as_tensor
+from gradientless.run.memory import is_out_of_memory
 from gradientless.search.noise import Noise
 
 if TYPE_CHECKING:
@@ -103,7 +106,7 @@ class Objective:
         return {name: torch.cat([part[name] for part in parts]).unique() for name in shared}
 
     def injected(self, injection: Injection) -> Injected:
-        """Losses under changes that are added inside the modules, all of them in one batch."""
+        """Losses under changes that are added inside the modules, many of them in one batch."""
         return Injected(self, injection)
 
     def _session(self) -> ObjectiveSession:
@@ -134,22 +137,41 @@ class Objective:
 
 
 class Injected:
-    """Losses at points of which each has its own copy of the batch."""
+    """Losses at points of which each has its own copy of the batch.
+
+    A pass sees as many points as there is room for their tokens, or half of them where memory runs out, but two at the
+    least: the limits of `evaluation.in_batches`, which hold here for the same reason.
+    """
 
     def __init__(self, objective: Objective, injection: Injection):
         self._objective, self._injection = objective, injection
 
     @torch.no_grad()
     def losses(self, points: Sequence[Sequence[Delta]]) -> list[float]:
-        objective = self._objective
-        found: list[list[Any]] = [[] for _ in points]  # what is read of each part, by point
-        for prepared, _ in objective.parts:
-            with self._injection.at(points):
-                said = objective.read(objective.surface.repeated(prepared, len(points)))
-            size = len(said) // len(points)
-            for p, mine in enumerate(found):
-                mine.append(said[p * size : (p + 1) * size])
-        return [float(objective.loss.of(_joined(mine), objective._expected)) for mine in found]
+        parts = [self._read(prepared, points) for prepared, _ in self._objective.parts]
+        loss, expected = self._objective.loss, self._objective._expected
+        return [float(loss.of(_joined(mine), expected)) for mine in zip(*parts, strict=True)]
+
+    def _read(self, prepared: Any, points: Sequence[Sequence[Delta]]) -> list[Any]:
+        """What the loss reads of a micro-batch at each point."""
+        objective, tokens = self._objective, _tokens(prepared)
+        found: list[Any] = []
+        while len(found) < len(points):
+            room = self._injection.room or TOKENS.get(objective.surface.device.type, MORE_TOKENS)
+            pairs = max(1, room // (2 * tokens))  # whole ones: ±ε follow each other, and share their products
+            some = points[len(found) : len(found) + 2 * pairs]
+            try:
+                with self._injection.at(some):
+                    said = objective.read(objective.surface.repeated(prepared, len(some)))
+            except (MemoryError, RuntimeError) as error:
+                if len(some) <= 2 or not is_out_of_memory(error):
+                    raise
+                error.__traceback__ = None  # its frames hold what did not fit
+                self._injection.room = len(some) * tokens // 2
+                continue
+            size = len(said) // len(some)
+            found += [said[p * size : (p + 1) * size] for p in range(len(some))]
+        return found
 
 
 class ObjectiveSession:
@@ -172,6 +194,13 @@ class ObjectiveSession:
     def commit(self, changes: Sequence[Delta]) -> None:
         for session in self._sessions:
             session.commit(changes)
+
+
+def _tokens(prepared: Any) -> int:
+    """Tokens of a micro-batch that the model sees; rows, where it is given their features."""
+    if isinstance(prepared, Prepared):
+        return len(prepared.features)
+    return sum(ids.numel() for name, ids in prepared.tensors.items() if name in ("input_ids", "decoder_input_ids"))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -1,7 +1,8 @@
-"""A closure that may only measure: no backward, and the weights stay as they stand."""
+"""A closure that may only measure: it returns a number, without backward, and the weights stay as they stand."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ from gradientless.errors import UserError
 
 
 class Watched:
-    """The `closure` of an optimizer, called `owner` in errors, over `tensors` by name. A call raises UserError where it
-    has done more than measure."""
+    """The `closure` of an optimizer, called `owner` in errors, over `tensors` by name. A call returns the loss, and
+    raises UserError where that is no scalar or where it has done more than measure."""
 
     def __init__(self, owner: str, tensors: Mapping[str, Tensor], closure: Callable[[], Any]):
         self._owner, self._tensors, self._closure = owner, tensors, closure
@@ -24,7 +25,7 @@ class Watched:
         """Of each tensor: its memory and version, and those of its gradient."""
         return [(version(tensor), version(tensor.grad)) for tensor in self._tensors.values()]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> float:
         before = self._state()
         try:
             loss = self._closure()
@@ -40,7 +41,14 @@ class Watched:
                     f"{self._owner}: parameters must not change between the probes of a step, got '{name}' changed "
                     "while the closure ran"
                 )
-        return loss
+        return self._scalar(loss)
+
+    def _scalar(self, loss: Any) -> float:
+        if not isinstance(loss, Tensor) or loss.numel() == 1:
+            with contextlib.suppress(TypeError, ValueError):
+                return float(loss)
+        shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+        raise UserError(f"{self._owner}: the closure must return a scalar loss, got {type(loss).__name__}{shape}")
 
 
 def version(tensor: Tensor | None) -> tuple[int, int]:

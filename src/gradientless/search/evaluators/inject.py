@@ -15,7 +15,8 @@ from gradientless.search.space import Space
 
 
 class Injected(Protocol):
-    """What `closure.injected(injection)` returns: runs the model on as many copies of its batch as there are points."""
+    """What `closure.injected(injection)` returns: runs the model on as many copies of its batch as there are points, or
+    on those of some points after the other."""
 
     def losses(self, changes: Sequence[Sequence[Delta]]) -> Sequence[float]:
         """The loss under each point's changes, measured under `injection.at(changes)`."""
@@ -24,7 +25,7 @@ class Injected(Protocol):
 class Inject:
     """Losses at points by an `Injection`.
 
-    closure: called once per point; or, where it has `closure.injected(injection)` (see `Injected`), all points in one
+    closure: called once per point; or, where it has `closure.injected(injection)` (see `Injected`), many points in one
         batch. If a module cannot tell the points of a batch apart, points are evaluated one at a time from then on.
     model: the module that the closure runs; or an `Injection` made before, which spares looking for the tensors.
     """

@@ -113,6 +113,7 @@ class Injection:
         # Whether points are to be evaluated alone; also set by the evaluator, once a module could not tell them apart.
         self._replaced = [site for site in self._sites if isinstance(site, _Replaced)]
         self.one_by_one = bool(self._replaced)
+        self.room: int | None = None  # tokens of a pass that memory held, once a closure ran out of it
         self.points = 0  # P while inside `at`
         self.rows: int | None = None  # P·B of the forward pass that is running, once known
         self.inside: _Site | None = None

@@ -162,18 +162,19 @@ class ForwardOptimizer(torch.optim.Optimizer):
             raise UserError(f"{self.name}: parameter names must be distinct, got '{min(taken)}' twice")
         self.settle()
         super().add_param_group(named)
-        before = self.space
+        before, known = self.space, len(self.param_groups) - 1
         try:
-            self._build()
+            self._build(known)
         except UserError:
             self.param_groups.pop()
-            self._build()
+            self._build(known)
             raise
         finally:
             self.space.inherit(before)
 
-    def _build(self, saved: bool = False) -> None:
-        """saved: the groups are those of a saved state, whose rates a schedule may have brought to zero."""
+    def _build(self, known: int = 0) -> None:
+        """known: how many groups, the first ones, are those of a run that has begun: since then a schedule may have
+        brought their rates to zero, and the weights may have grown past what eps was checked for."""
         tensors: dict[str, Tensor] = {}
         for group in self.param_groups:
             tensors.update(zip(group["names"], group["params"], strict=True))
@@ -184,10 +185,11 @@ class ForwardOptimizer(torch.optim.Optimizer):
                     f"{self.name}: parameters must be on one device, got '{first}' on {tensors[first].device} and "
                     f"'{name}' on {tensors[name].device}"
                 )
-        for group in self.param_groups:
-            self.check_group({**group, "lr": 1.0} if saved and group["lr"] == 0 else group)
-            if not saved:
-                self.check_weights(group)
+        for group in self.param_groups[:known]:
+            self.check_group({**group, "lr": 1.0} if group["lr"] == 0 else group)
+        for group in self.param_groups[known:]:
+            self.check_group(group)
+            self.check_weights(group)
         self._noted = None  # other tensors, or a state whose weights may be loaded after it
         self._group_of = {name: group for group in self.param_groups for name in group["names"]}
         self._injection: Injection | None = None
@@ -703,6 +705,14 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `search_state` gave."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Not to be had: what torch copies and pickles of an optimizer is not all of this one, and the rest has to
+        mean the tensors that were copied."""
+        raise UserError(
+            f"{self.name}: an optimizer must be copied by its state, got copy or pickle; make another over the copied "
+            "parameters and give it state_dict()"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Groups as torch has them, and under "search" the step, the method's state, live selections and buffers."""
         state = super().state_dict()
@@ -734,7 +744,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if saved != own:
             raise UserError(f"{self.name}: state_dict must be of the parameters {own} in this order, got {saved}")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
-        self._build(saved=True)
+        self._build(known=len(self.param_groups))
         self.t, self.forward_passes = search["t"], search["forward_passes"]
         for label, index in search["chosen"].items():
             birth, block = label.split(" ", 1)

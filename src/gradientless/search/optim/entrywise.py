@@ -101,8 +101,8 @@ class Entrywise(SPSA):
         self.taken = 0  # estimates so far
         super().__init__(params, **options)
 
-    def _build(self, saved: bool = False) -> None:
-        super()._build(saved)
+    def _build(self, known: int = 0) -> None:
+        super()._build(known)
         for kind in self.buffers if self.window is None else ():
             self.space.buffers[kind] = {
                 name: torch.zeros_like(tensor, dtype=working(tensor)).detach()

@@ -16,8 +16,8 @@ Spall, "Multivariate stochastic approximation using a simultaneous perturbation 
 Differs from the paper: a layer is what the first number in a tensor's name tells, and a tensor without a number is one
 by itself, where the paper keeps the embedding and the head as one each. Definition 8 prints no z_t after the quotient;
 it is there. In the first step a one-point estimate only measures. σ of 0 counts as 1, as in the authors' code. All n
-draws share the step's batch. Groups may differ in ε: each divides by its own. Steps with a loss that is not finite are
-skipped.
+draws share the step's batch. Groups may differ in ε: each divides by its own, and the probes for a layer's σ have the
+largest of its groups. Steps with a loss that is not finite are skipped.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ class SPSA(ForwardOptimizer):
 
     # Groups, layers, blocks ------------------------------------------------------------------------------------------
 
-    def _build(self, saved: bool = False) -> None:
-        super()._build(saved)
+    def _build(self, known: int = 0) -> None:
+        super()._build(known)
         if isinstance(self.model, nn.Module):
             spared = {id(tensor) for tensor in _of_normalisations(self.model).values()}
             self.undecayed |= {name for name, tensor in self.space.tensors.items() if id(tensor) in spared}
@@ -236,7 +236,8 @@ class SPSA(ForwardOptimizer):
         faults.tell()
 
     def check_weights(self, group: Mapping[str, Any]) -> None:
-        """A probe must move a weight of the usual size: by one unit in the last place at the least.
+        """A probe must move a weight of the usual size: by one unit in the last place at the least, of single precision
+        where the weights have more.
 
         Not where probes are added inside the modules: they never meet the weights."""
         if self.rank is not None and (self.evaluator == "inject" or (self.evaluator == "auto" and self.model)):
@@ -248,12 +249,14 @@ class SPSA(ForwardOptimizer):
             wide = torch.promote_types(dtype, torch.float32)
             squares = sum(float(torch.linalg.vector_norm(t, dtype=wide)) ** 2 for t in tensors)
             size = math.sqrt(squares / max(1, sum(t.numel() for t in tensors)))
-            least = torch.finfo(dtype).eps * size
+            # Losses are logged, and compared, in single precision: double precision sees no smaller change of theirs.
+            least = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * size
             if group["eps"] < least:
                 enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
                 raise UserError(
                     f"{self.name}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
                     f"{size:.2g} (root mean square), got {group['eps']:g}; a smaller probe is rounded away"
+                    + (", since losses are logged in float32" if dtype == torch.float64 else "")
                 )
 
     def blocks(self) -> list[Block]:
@@ -302,13 +305,12 @@ class SPSA(ForwardOptimizer):
             return False
         return t == 0 if self.renorm_every is None else t % self.renorm_every == 0
 
-    def _probe(self, t: int, draw: int, parts: Iterable[Part], sign: float, scaled: bool = True) -> Point:
-        """± ε z (/ σ) over `parts`."""
-        return tuple(
-            (sign * self.param_groups[part.group]["eps"] / (self._sigma(part) if scaled else 1.0),
-             Direction(t, draw, part.block))
-            for part in parts
-        )  # fmt: skip
+    def _probe(self, t: int, draw: int, parts: Iterable[Part], sign: float) -> Point:
+        """± ε z / σ over `parts`."""
+        return tuple((sign * self._eps(part) / self._sigma(part), Direction(t, draw, part.block)) for part in parts)
+
+    def _eps(self, part: Part) -> float:
+        return float(self.param_groups[part.group]["eps"])
 
     def _sigma(self, part: Part) -> float:
         return self.sigma.get(part.layer, 1.0)
@@ -342,7 +344,7 @@ class SPSA(ForwardOptimizer):
         gradient: list[tuple[float, Direction]] = []
         for (parts, draw), rise in zip(probes, rises, strict=True):
             for part in parts:
-                slope = rise / self.param_groups[part.group]["eps"]
+                slope = rise / self._eps(part)
                 if self.clip is not None:
                     slope = min(max(slope, -self.clip), self.clip)
                 if not self.expectation:
@@ -361,16 +363,17 @@ class SPSA(ForwardOptimizer):
             found = {name: math.sqrt(square) for name, square in found.items()}
         else:
             draws = range(self.samples, self.samples + self.norm_samples)  # not those of the step
+            # One for all of a layer, whose groups may differ: the largest, which the weights of each can hold.
+            eps = {name: max(map(self._eps, parts)) for name, parts in self.layers.items()}
             points = [
-                self._probe(t, draw, self.layers[name], sign, scaled=False)
+                tuple((sign * eps[name], Direction(t, draw, part.block)) for part in self.layers[name])
                 for name in names for draw in draws for sign in (1.0, -1.0)
             ]  # fmt: skip
             losses: list[float] = yield Losses(points)
             found = {}
             for i, name in enumerate(names):
-                eps = self.param_groups[self.layers[name][0].group]["eps"]
                 mine = losses[2 * i * self.norm_samples : 2 * (i + 1) * self.norm_samples]
-                rises = [abs(plus - minus) / (2 * eps) for plus, minus in zip(mine[::2], mine[1::2], strict=True)]
+                rises = [abs(plus - minus) / (2 * eps[name]) for plus, minus in zip(mine[::2], mine[1::2], strict=True)]
                 found[name] = sum(rises) / len(rises)
         self.sigma.update({name: norm or 1.0 for name, norm in found.items() if math.isfinite(norm)})
 
