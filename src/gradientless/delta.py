@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Sweep(Sequence[Sequence[Delta]]):
     """Candidates that differ in one thing: candidate p changes the same entries of tensor `name` by values[p].
 
     values: [P, s]. entries: int64 [s], distinct flat positions, or None for all of them. To read it is to read a list
-    of lists of one `Delta` each; an evaluator that can take all candidates at once finds them side by side in `values`.
+    of lists of one `Delta` each, of which slices are again a `Sweep`; an evaluator that can take all candidates at once
+    finds them side by side in `values`.
     """
 
     def __init__(self, name: str, values: Tensor, entries: Tensor | None = None):
@@ -56,5 +58,7 @@ class Sweep(Sequence[Sequence[Delta]]):
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    def __getitem__(self, p: int) -> list[Delta]:  # type: ignore[override]
+    def __getitem__(self, p: int | slice) -> Any:
+        if isinstance(p, slice):
+            return Sweep(self.name, self.values[p], self.entries)
         return [Delta(self.name, self.values[p], self.entries)]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from gradientless.delta import Sweep
 from gradientless.run.memory import TensorBytes
 from gradientless.search import space as space_module
 from gradientless.search.noise import Noise, cpu, reference
@@ -391,3 +392,14 @@ def test_the_compiled_product_is_the_one_in_torch(dtype, rows, columns, rank):
         rounding = (4, 2) if dtype == torch.bfloat16 else None
         Noise(3, backend=backend).add_product("w", found[backend], left, right, rounding)
     assert torch.equal(found["torch"], found["numba"]) and not torch.equal(found["torch"], first.to(dtype))
+
+
+def test_some_of_the_points_of_a_sweep_are_read_as_those_of_a_list():
+    space = Space({"b": weights(7)}, Noise(0, "gaussian"), [Block("b", ("b",), 7)])
+    points = [point(0.1 * draw, Direction(2, draw, "b")) for draw in range(6)]
+    whole = space.deltas(points)
+    assert isinstance(whole, Sweep) and len(whole) == 6
+    for some in (whole[2:4], whole[4:8], list(whole)[2:4]):
+        assert len(some) == 2 and [len(mine) for mine in some] == [1, 1]
+    for p, (mine,) in enumerate(whole[2:4], start=2):
+        assert mine.name == "b" and torch.equal(mine.values, whole[p][0].values)
