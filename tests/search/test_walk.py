@@ -236,6 +236,20 @@ def test_moves_are_one_pass_of_one_product_for_each_direction():
     assert space.settled
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_length_of_a_direction_is_measured_once(fused, monkeypatch):
+    """Its noise is asked for by itself for that alone: passes make their own."""
+    asked, inner = [], Noise.fill
+    monkeypatch.setattr(Noise, "fill", lambda noise, *a: asked.append(a[:2]) or inner(noise, *a))
+    params = make_params()
+    optimizer = TwoPoint(params.items(), lr=1e-2, noise="sphere", evaluator="walk", check=False)
+    optimizer.fused = fused
+    train(optimizer, Bowl(params), 0, 4)
+    optimizer.settle()
+    assert sorted(asked) == sorted((name, step) for name in SHAPES for step in range(4))
+    assert len(optimizer.space._lengths) <= 1, "of the last step alone"
+
+
 def test_points_combine_by_direction():
     a, b = Direction(0, 0, ALL), Direction(1, 0, ALL)
     assert combined(point(1.0, a), point(2.0, b), point(0.5, a)) == ((1.5, a), (2.0, b))

@@ -151,7 +151,7 @@ class Space:
 
     def forget(self, step: int, alive: set[tuple[str, int]]) -> None:
         """Drop selections neither in force at `step` nor in `alive` ((block, birth) of directions still pending)."""
-        for _, direction in (*self.standing, *self.rest, *self.moved):
+        for direction in self._mentioned():
             if direction.block in self.blocks:
                 alive = alive | {(direction.block, self.blocks[direction.block].birth(direction.step))}
         for name, birth in list(self.chosen):
@@ -455,6 +455,10 @@ class Space:
         """Whether the weights stand at θ_t."""
         return not (self.standing or self.rest or self.moved or self.decay)
 
+    def _mentioned(self) -> set[Direction]:
+        """The directions along which the weights stand away from θ_t."""
+        return {direction for _, direction in (*self.standing, *self.rest, *self.moved)}
+
     @torch.no_grad()
     def move_to(self, terms: Point, kept: frozenset[str] = frozenset()) -> None:
         """Go in one pass over memory from wherever the weights stand to θ_t + `terms`; restore, update and next probe
@@ -595,9 +599,9 @@ class Space:
         return self.buffers[name]
 
     def end_step(self) -> None:
-        """Forget what was kept for the step's candidates."""
+        """Forget what was kept for the step's candidates, but for the lengths that the way back to θ needs."""
         self._cache.clear()
-        self._lengths.clear()
+        self._lengths = {direction: self._lengths[direction] for direction in self._lengths.keys() & self._mentioned()}
 
     @torch.no_grad()
     def squared_norms(self, name: str, candidates: Sequence[Sequence[Delta]]) -> list[float]:
