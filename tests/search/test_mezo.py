@@ -1005,6 +1005,17 @@ def test_what_a_step_holds_beyond_its_forward_passes(evaluator, options):
         assert extra < 0.02 * size + 2**20
 
 
+@pytest.mark.parametrize("samples", [1, 8])
+def test_a_snapshot_is_one_copy_however_many_directions_a_point_has(samples):
+    params = {f"layer.{i}.w": nn.Parameter(torch.full((512, 512), 0.03)) for i in range(8)}
+    size = sum(4 * p.numel() for p in params.values())
+    optimizer = MeZOConservative(params.items(), lr=1e-4, samples=samples, evaluator="snapshot", check=False)
+    optimizer.step(lambda: 0.5)
+    found = largest(lambda: optimizer.step(lambda: 0.5))
+    print(f"{samples} samples: {found / 2**20:.1f} MiB, weights of {size / 2**20:.1f} MiB")
+    assert size < found < 1.1 * size
+
+
 def test_fill_grad_holds_the_gradients_and_one_tensor():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

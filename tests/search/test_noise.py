@@ -137,6 +137,18 @@ def test_large_tensors_take_the_parallel_path_to_the_same_bits(kind, monkeypatch
     assert torch.equal(rows[1], noise.fill("w", 4, 6, 0, count))
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "near_normal"])
+def test_whole_groups_are_filled_side_by_side(kind, monkeypatch):
+    """Group by group, which no vector instruction does, only at the edges."""
+    alone, inner = [], cpu._fill_group
+    monkeypatch.setattr(cpu, "_fill_group", lambda *args: alone.append(args[-1]) or inner(*args))
+    out = np.empty(2_101, np.float32)
+    keys = map(np.uint32, reference.key_of(5, "w"))
+    cpu._fill_serial.py_func(reference.STREAMS[kind], *keys, 4, 1, 3, out, 0, 526)
+    assert alone == [0]
+    assert torch.equal(torch.from_numpy(out), Noise(5, kind, "torch").fill("w", 4, 1, 3, 2_101))
+
+
 def within_five_sigma(samples: np.ndarray, expected: float) -> bool:
     spread = samples.std() / math.sqrt(samples.size)
     return abs(samples.mean() - expected) <= 5 * max(spread, 1e-9)

@@ -16,7 +16,7 @@ from gradientless.search.evaluators import Snapshot, Walk, resolve
 from gradientless.search.noise import DISTRIBUTIONS, Noise
 from gradientless.search.optim import GLD, SMTP, STP, ForwardOptimizer
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Update, combined, point, scaled
-from gradientless.search.space import Space
+from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Trajectory
 
 SHAPES = {"emb": (10, 6), "dense.weight": (4, 6), "bias": (5,), "conv": (2, 3, 2)}
@@ -237,6 +237,20 @@ def test_moves_are_one_pass_of_one_product_for_each_direction():
     assert space.settled
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_length_of_a_direction_is_measured_once(fused, monkeypatch):
+    """Its noise is asked for by itself for that alone: passes make their own."""
+    asked, inner = [], Noise.fill
+    monkeypatch.setattr(Noise, "fill", lambda noise, *a: asked.append(a[:2]) or inner(noise, *a))
+    params = make_params()
+    optimizer = TwoPoint(params.items(), lr=1e-2, noise="sphere", evaluator="walk", check=False)
+    optimizer.fused = fused
+    train(optimizer, Bowl(params), 0, 4)
+    optimizer.settle()
+    assert sorted(asked) == sorted((name, step) for name in SHAPES for step in range(4))
+    assert len(optimizer.space._lengths) <= 1, "of the last step alone"
+
+
 def test_points_combine_by_direction():
     a, b = Direction(0, 0, ALL), Direction(1, 0, ALL)
     assert combined(point(1.0, a), point(2.0, b), point(0.5, a)) == ((1.5, a), (2.0, b))
@@ -261,6 +275,29 @@ def test_the_updates_noise_is_the_probes(kind, dtype):
         Space(walk, noise, rank=rank, resample_every=2).move_to(terms)
         assert same(values(walk), seen)
         assert not same(seen, values(probe))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_points_too_large_to_be_made_are_the_same_to_the_last_bit(dtype, rank, monkeypatch):
+    """Before them and between, terms that are kept from another point of the step; several births of a selection."""
+    params, seen = make_params(dtype), []
+    blocks = [Block("emb", ("emb",), 60, 7, "random"), Block("rest", tuple(SHAPES)[1:], 41)]
+    space = Space(params, Noise(3), blocks, rank)
+    space.buffer("m")["emb"].fill_(0.3)
+    first = point(0.3, Direction(0, 0, "emb"))
+    points = [first, (*first, (0.2, Direction(1, 0, ALL))), point(0.5, Direction(1, 1, "rest"))]
+    points += [(*points[1], *points[2], (-0.7, Direction(2, 0, "emb")), *first, (0.5, Direction(0, 0, "emb", "m")))]
+    before = values(params)
+    for limit in (10**6, 30, 0):
+        monkeypatch.setattr(Space, "_CACHED_ENTRIES", limit)
+        space.end_step()
+        seen.append([])
+        Snapshot(space, lambda: seen[-1].append(values(params)) or 0.0).losses(points)
+        assert same(values(params), before)
+    for found in seen[1:]:
+        assert all(same(a, b) for a, b in zip(found, seen[0], strict=True))
+    assert not any(same(state, before) for state in seen[0])
 
 
 class Tied(nn.Module):

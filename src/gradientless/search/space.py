@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ class Space:
 
     def forget(self, step: int, alive: set[tuple[str, int]]) -> None:
         """Drop selections neither in force at `step` nor in `alive` ((block, birth) of directions still pending)."""
-        for _, direction in (*self.standing, *self.rest, *self.moved):
+        for direction in self._mentioned():
             if direction.block in self.blocks:
                 alive = alive | {(direction.block, self.blocks[direction.block].birth(direction.step))}
         for name, birth in list(self.chosen):
@@ -300,6 +301,21 @@ class Space:
                 self._cache.update((term, (parts, p)) for p, term in enumerate(family))
         return made
 
+    def large(self, terms: Point) -> bool:
+        """Whether the changes along `terms` are more entries than are made at one time, beside those kept."""
+        made = 0
+        for term in terms:
+            block = self.block(term[1].block)
+            if term in self._cache:
+                continue
+            if block.whole:
+                made += sum(self.tensors[name].numel() for name in block.tensors if not self.low_rank(name))
+            elif block.fixed is not None:
+                made += block.fixed.numel()
+            else:
+                made += block.entries or 0
+        return made > self._CACHED_ENTRIES
+
     def low_rank(self, name: str) -> bool:
         """Whether directions of tensor `name` are of low rank."""
         return self.rank is not None and self.tensors[name].ndim >= 2
@@ -375,11 +391,15 @@ class Space:
         stochastically, by noise of that step, so that changes below their resolution arrive in the mean; None: as at
         a probe, to the nearest.
         """
-        if step is None and not decay and all(term in self._cache for term in terms):
-            for term in terms:
-                candidates, at = self._cache[term]
-                for change in candidates[at]:
-                    self._add(change, self.tensors[change.name])
+        if step is None and not decay:
+            for kept, run in groupby(terms, self._cache.__contains__):
+                if not kept:
+                    self._passes(dict.fromkeys(self.tensors, (1.0, tuple(run))))
+                    continue
+                for term in run:
+                    candidates, at = self._cache[term]
+                    for change in candidates[at]:
+                        self._add(change, self.tensors[change.name])
             return
         self._passes({name: (decay.get(name, 1.0), terms) for name in self.tensors}, step)
 
@@ -462,6 +482,10 @@ class Space:
     def settled(self) -> bool:
         """Whether the weights stand at θ_t."""
         return not (self.standing or self.rest or self.moved or self.decay)
+
+    def _mentioned(self) -> set[Direction]:
+        """The directions along which the weights stand away from θ_t."""
+        return {direction for _, direction in (*self.standing, *self.rest, *self.moved)}
 
     @torch.no_grad()
     def move_to(self, terms: Point, kept: frozenset[str] = frozenset()) -> None:
@@ -552,37 +576,35 @@ class Space:
     @contextlib.contextmanager
     def at(self, changes: Sequence[Delta]) -> Iterator[None]:
         """The weights stand at `changes` inside the block; afterwards every entry has its old bits back."""
-        saved: list[tuple[Tensor, Tensor | None, Tensor]] = []
-        try:
+        with self._restored([(change.name, change.index) for change in changes]):
             with torch.no_grad():
                 for change in changes:
-                    flat = self.tensors[change.name].view(-1)
-                    saved.append((flat, change.index, flat.clone() if change.index is None else flat[change.index]))
                     self._add(change, self.tensors[change.name])
             yield
-        finally:
-            with torch.no_grad():
-                for flat, index, old in reversed(saved):
-                    if index is None:
-                        flat.copy_(old)
-                    else:
-                        flat[index] = old
 
     @contextlib.contextmanager
-    def taken(self, terms: Point, step: int) -> Iterator[None]:
+    def taken(self, terms: Point, step: int | None = None) -> Iterator[None]:
         """The weights stand where `add` at `step` brings them inside the block; afterwards they have their old bits
         back."""
-        kept: dict[tuple[str, int], tuple[Tensor, Tensor | None, Tensor]] = {}
-        for _, direction in terms:
-            for name, index in self.entries(self.block(direction.block), direction.step):
-                flat = self.tensors[name].detach().view(-1)
-                if (name, id(index)) not in kept:
-                    kept[name, id(index)] = flat, index, flat.clone() if index is None else flat[index]
-        try:
+        directions = dict.fromkeys(direction for _, direction in terms)
+        with self._restored([place for d in directions for place in self.entries(self.block(d.block), d.step)]):
             self.add(terms, step=step)
             yield
+
+    @contextlib.contextmanager
+    def _restored(self, places: Sequence[tuple[str, Tensor | None]]) -> Iterator[None]:
+        """Whatever happens to the entries at `places` (None: all of a tensor) inside the block, afterwards they have
+        their old bits back. A place is held once, however often it is named."""
+        whole = {name for name, index in places if index is None}
+        saved: dict[tuple[str, int], tuple[Tensor, Tensor | None, Tensor]] = {}
+        for name, index in places:
+            if (index is None or name not in whole) and (name, id(index)) not in saved:
+                flat = self.tensors[name].detach().view(-1)
+                saved[name, id(index)] = flat, index, flat.clone() if index is None else flat[index]
+        try:
+            yield
         finally:
-            for flat, index, old in kept.values():
+            for flat, index, old in saved.values():
                 if index is None:
                     flat.copy_(old)
                 else:
@@ -605,9 +627,9 @@ class Space:
         return self.buffers[name]
 
     def end_step(self) -> None:
-        """Forget what was kept for the step's candidates."""
+        """Forget what was kept for the step's candidates, but for the lengths that the way back to θ needs."""
         self._cache.clear()
-        self._lengths.clear()
+        self._lengths = {direction: self._lengths[direction] for direction in self._lengths.keys() & self._mentioned()}
 
     @torch.no_grad()
     def squared_norms(

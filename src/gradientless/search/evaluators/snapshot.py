@@ -28,6 +28,8 @@ class Snapshot:
         return found
 
     def _at(self, terms: Point) -> AbstractContextManager[None]:
-        if self.step is None or not self.space.half:
-            return self.space.at(self.space.deltas([terms])[0])
-        return self.space.taken(terms, self.step)
+        if self.step is not None and self.space.half:
+            return self.space.taken(terms, self.step)
+        if self.space.large(terms):
+            return self.space.taken(terms)
+        return self.space.at(self.space.deltas([terms])[0])

@@ -133,17 +133,22 @@ def _fill_group(stream, k0, k1, step, draw, start, out, block):
 @_compile
 def _fill_serial(stream, k0, k1, step, draw, start, out, first, last):
     low, high = first, first
-    if stream == _GAUSSIAN:
+    if stream != _RADEMACHER:
         # Whole groups, column by column: loops without branches or strided stores become vector instructions.
         low, high = max(first, -(-start // 4)), min(last, (start + out.size) // 4)
         columns = np.empty((4, max(0, min(_COLUMN, high - low))), np.float32)
         c0, c1, c2, c3 = columns[0], columns[1], columns[2], columns[3]
         for base in range(low, high, _COLUMN):
             count = min(_COLUMN, high - base)
-            for g in range(count):
-                w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, base + g)
-                c0[g], c1[g] = _box_muller(w0, w1)
-                c2[g], c3[g] = _box_muller(w2, w3)
+            if stream == _GAUSSIAN:
+                for g in range(count):
+                    w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, base + g)
+                    c0[g], c1[g] = _box_muller(w0, w1)
+                    c2[g], c3[g] = _box_muller(w2, w3)
+            else:
+                for g in range(count):
+                    w0, w1, w2, w3 = _words(k0, k1, stream, step, draw, base + g)
+                    c0[g], c1[g], c2[g], c3[g] = _near(w0), _near(w1), _near(w2), _near(w3)
             rows = out[base * 4 - start : (base + count) * 4 - start].reshape(-1, 4)
             for g in range(count):
                 rows[g, 0], rows[g, 1], rows[g, 2], rows[g, 3] = c0[g], c1[g], c2[g], c3[g]
