@@ -470,29 +470,37 @@ def test_a_step_that_fails_on_its_way_is_settled_and_ends_its_log(tmp_path):
         optimizer.step(Bowl(params))
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("loss", [Bowl, Rows])
-def test_ctrl_c_leaves_every_tensor_where_the_log_says(loss, fused, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("loss", "fused", "evaluator"),
+    [
+        (Bowl, False, "walk"),
+        (Bowl, True, "walk"),
+        (Rows, False, "walk"),
+        (Rows, True, "walk"),
+        (Bowl, False, "snapshot"),
+    ],
+)
+def test_ctrl_c_leaves_every_tensor_where_the_log_says(loss, fused, evaluator, tmp_path, monkeypatch):
     """Whenever it arrives: between two tensors of a move or of a restoring, in a probe, while a step is taken."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
-    left, passes, rows = [math.inf], Space._pass, Space._move_rows
+    left = [math.inf]
 
     def cut(work):
-        def at_work(self, *args):
+        def at_work(self, *args, **options):
             left[0] -= 1
             if left[0] == 0:
                 signal.raise_signal(signal.SIGINT)
-            return work(self, *args)
+            return work(self, *args, **options)
 
         return at_work
 
-    monkeypatch.setattr(Space, "_pass", cut(passes))
-    monkeypatch.setattr(Space, "_move_rows", cut(rows))
+    for owner, name in ((Space, "_pass"), (Space, "_move_rows"), (Space, "_add"), (torch.Tensor, "copy_")):
+        monkeypatch.setattr(owner, name, cut(getattr(owner, name)))
     stopped = set()
     try:
         for moment in range(1, 40):
             params = make_params()
-            optimizer = TwoPoint(params.items(), lr=1e-2, weight_decay=0.5, evaluator="walk", check=False)
+            optimizer = TwoPoint(params.items(), lr=1e-2, weight_decay=0.5, evaluator=evaluator, check=False)
             optimizer.fused = fused
             log = optimizer.record(tmp_path / f"{moment}")
             left[0] = moment
@@ -503,7 +511,7 @@ def test_ctrl_c_leaves_every_tensor_where_the_log_says(loss, fused, tmp_path, mo
             stopped.add(optimizer.t)
             optimizer.settle()
             again = make_params()
-            TwoPoint(again.items(), lr=1e-2, weight_decay=0.5, evaluator="walk", check=False).replay(log.path)
+            TwoPoint(again.items(), lr=1e-2, weight_decay=0.5, evaluator=evaluator, check=False).replay(log.path)
             for name, p in params.items():
                 torch.testing.assert_close(p, again[name], rtol=0, atol=2e-6)  # a probe is 1e-3
     finally:

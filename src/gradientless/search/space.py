@@ -49,13 +49,6 @@ class Block:
         """Whether every entry moves: a block of at most s entries moves whole."""
         return self.fixed is None and (self.selection == "all" or self.entries is None or self.entries >= self.size)
 
-    @property
-    def moves(self) -> int:
-        """How many entries move."""
-        if self.whole:
-            return self.size
-        return int(self.entries or 0) if self.fixed is None else self.fixed.numel()
-
     def birth(self, step: int) -> int:
         """The step in which the selection in force at `step` was made."""
         return step - step % self.lasts
@@ -72,7 +65,7 @@ class Space:
         noise.
     """
 
-    CACHED_ENTRIES = 1 << 20  # directions of more entries are made again instead of kept for the rest of a step
+    _CACHED_ENTRIES = 1 << 20  # directions of more entries are made again instead of kept for the rest of a step
 
     def __init__(
         self,
@@ -235,7 +228,7 @@ class Space:
             places = [p for p, point in enumerate(points) if point]  # type: ignore[assignment]
             values = values.new_zeros(len(points), values.shape[1]).index_copy_(0, torch.tensor(places), values)
         sweep = Sweep(tensor, values, index)
-        if values.numel() <= self.CACHED_ENTRIES:
+        if values.numel() <= self._CACHED_ENTRIES:
             self._cache.update((term, (sweep, p)) for term, p in zip(terms, places, strict=True))
         return sweep
 
@@ -297,7 +290,7 @@ class Space:
                 for part, row in zip(parts, scaled.unbind(), strict=True):
                     part.append(Delta(tensor, row, index))
             made.update(zip(family, parts, strict=True))
-            if size <= self.CACHED_ENTRIES:
+            if size <= self._CACHED_ENTRIES:
                 self._cache.update((term, (parts, p)) for p, term in enumerate(family))
         return made
 
@@ -604,11 +597,12 @@ class Space:
         try:
             yield
         finally:
-            for flat, index, old in saved.values():
-                if index is None:
-                    flat.copy_(old)
-                else:
-                    flat[index] = old
+            with uninterrupted():
+                for flat, index, old in saved.values():
+                    if index is None:
+                        flat.copy_(old)
+                    else:
+                        flat[index] = old
 
     @torch.no_grad()
     def update_buffers(self, updates: Mapping[str, BufferUpdate]) -> None:

@@ -584,7 +584,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 continue
             if self.walking:
                 self.space.settle()
-            elif changes is None and self.space.block(block).moves <= self.space.CACHED_ENTRIES:  # as for the losses
+            elif changes is None and not any(map(self.space.large, points)):  # made for the losses, too
                 changes = self.space.deltas(points)
             squares = self.space.squared_norms(name, points, changes)
             for i, squared in enumerate(squares):
