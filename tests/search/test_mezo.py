@@ -31,7 +31,7 @@ from test_walk import Tied
 from torch import nn
 
 import cases
-from gradientless import MeZO, MeZOAdam, MeZOConservative, MeZOMomentum, lr_scheduler, no_decay_names
+from gradientless import MeZO, MeZOAdam, MeZOConservative, MeZOMomentum, MeZOSign, lr_scheduler, no_decay_names
 from gradientless.errors import UserError
 from gradientless.run.memory import TensorBytes
 from gradientless.search.noise import Noise
@@ -1003,6 +1003,43 @@ def test_what_a_step_holds_beyond_its_forward_passes(evaluator, options):
         assert extra > size
     else:
         assert extra < 0.02 * size + 2**20
+
+
+@pytest.mark.parametrize("more", [{}, {"selection": "magnitude", "reselect_every": 100}, {"noise": "sphere"}], ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("kind", [MeZO, MeZOSign])
+def test_selected_entries_keep_the_bound_of_a_walk(kind, share, more):
+    """2% of the weights and 16 MiB, however long it walks; what cannot be made again takes at most a bit an entry."""
+    params = {f"layer.{i}.w": nn.Parameter(torch.full((1024, 1024), 0.03)) for i in range(8)}
+    size = sum(4 * p.numel() for p in params.values())
+    more = {"entries": int(share * 2**20), "evaluator": "walk", "check": False, **more}
+    optimizer = kind(params.items(), lr=1e-3, eps=1e-3, **more)
+    found = largest(lambda: [optimizer.step(lambda: 0.5) for _ in range(3)])
+    held = sum(each.bytes for each in optimizer.space.chosen.values())
+    print(f"{found / 2**20:.1f} MiB, {held / 2**20:.1f} that stay, weights of {size / 2**20:.0f} MiB")
+    assert found <= 0.02 * size + 16 * 2**20
+    assert held <= (min(share, 1 / 32) * size if "selection" in more else 0)
+
+
+@pytest.mark.parametrize("saved", ["as they are", "as positions"])
+@pytest.mark.parametrize("entries", [1, 9])
+def test_selections_of_a_state_go_on(entries, saved):
+    """Those of states that were saved as positions of 64 bits, too."""
+    more = {"lr": 1e-2, "entries": entries, "selection": "magnitude", "reselect_every": 10, "check": False}
+    params, ends = [{"w": nn.Parameter(torch.linspace(-1, 1, 60))} for _ in range(2)], []
+    straight, resumed = (MeZO(each.items(), **more) for each in params)
+    straight.step(lambda: float(params[0]["w"].square().sum()))
+    state = straight.state_dict()
+    if saved == "as positions":
+        block = straight.space.blocks["w"]
+        state["search"]["chosen"] = {"0 w": straight.space.selected(block, 0).between(0, 60)}
+    resumed.load_state_dict(state)
+    params[1]["w"].data.copy_(params[0]["w"].data)
+    for optimizer, each in zip((straight, resumed), params, strict=True):
+        optimizer.step(lambda each=each: float(each["w"].square().sum()))
+        ends.append(each["w"].detach())
+    assert torch.equal(*ends)
+    assert torch.equal(straight.space.chosen["w", 0].data, resumed.space.chosen["w", 0].data)
 
 
 @pytest.mark.parametrize("samples", [1, 8])

@@ -12,8 +12,9 @@ import torch
 
 from cases import NOISES
 from gradientless.errors import UserError
+from gradientless.search import selection
 from gradientless.search.noise import BACKENDS, Noise, cpu, reference
-from gradientless.search.selection import largest
+from gradientless.search.selection import largest, selected
 from reference import noise as written
 
 DISTRIBUTIONS = tuple(reference.STREAMS)  # of single entries; "sphere" is Gaussian ones, scaled by `Space`
@@ -236,9 +237,48 @@ def test_names_and_seeds_select_differently():
 
 
 def test_largest_takes_lower_positions_among_equals():
-    assert largest(torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0]), 3).tolist() == [1, 2, 3]
-    assert largest(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), 3).tolist() == [0, 1, 2]
-    assert largest(torch.tensor([5.0, 1.0, 4.0]), 1).tolist() == [0]
+    assert largest([torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0])], 3).between(0, 6).tolist() == [1, 2, 3]
+    assert largest([torch.tensor([[0.0, 0.0], [0.0, 0.0]])], 3).between(0, 4).tolist() == [0, 1, 2]
+    assert largest([torch.tensor([5.0, 1.0, 4.0])], 1).between(0, 3).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_largest_are_those_of_a_sort(dtype, absolute, monkeypatch):
+    """Of several tensors, a window at a time, with equals everywhere; many by their digits, few by sorting."""
+    monkeypatch.setattr(selection, "WINDOW", 64)
+    made = torch.Generator().manual_seed(0)
+    for size in (5, 64, 1000):
+        scores = (10 ** torch.randn(size, generator=made) * torch.randn(size, generator=made).sign()).to(dtype)
+        scores[torch.randint(size, (size // 2,), generator=made)] = -0.0
+        flat = (scores.abs() if absolute else scores).double()
+        order = sorted(range(size), key=lambda i, flat=flat: (-flat[i].item(), i))
+        for count in sorted({1, size // 3, size // 2, size - 1, size}):
+            found = largest([scores[: size // 3], scores[size // 3 :]], count, absolute)
+            assert found.between(0, size).tolist() == sorted(order[:count])
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("count", [1, 30, 32, 500, 1000])
+def test_a_selection_is_read_in_any_pieces(count, backend, monkeypatch):
+    monkeypatch.setattr(selection, "WINDOW", 64)
+    noise, size = Noise(2, backend=backend), 1000
+    found, positions = noise.selected("w", 1, size, count), written.select(count, size, 2, "w", 1).tolist()
+    assert found.bytes == (125 if count > 31 else 4 * count)
+    assert selected(torch.tensor(positions), size, torch.device("cpu")).data.equal(found.data)
+    for start, stop in ((0, size), (3, 4), (7, 700), (64, 128), (501, 999)):
+        inside = [i for i in positions if start <= i < stop]
+        assert found.between(start, stop).tolist() == inside
+        for step in (1, 10, 64, 5000):
+            wanted = [inside[at : at + step] for at in range(0, len(inside), step)]
+            assert [piece.tolist() for piece in found.pieces(start, stop, step)] == wanted
+    assert found.has(torch.arange(size)).nonzero().view(-1).tolist() == positions
+
+
+def test_large_shares_are_not_sorted(monkeypatch):
+    expected = written.select(100, 1000, 1, "w", 3).tolist()
+    monkeypatch.setattr(cpu, "select", None)
+    assert Noise(1).select("w", 3, 1000, 100).tolist() == expected
 
 
 def test_global_random_state_is_untouched():

@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_flatten
 
 from gradientless.delta import Sweep
 from gradientless.run.memory import TensorBytes
+from gradientless.search import selection
 from gradientless.search import space as space_module
 from gradientless.search.noise import Noise, cpu, reference
-from gradientless.search.optim import STP, ForwardOptimizer, MeZO
+from gradientless.search.optim import GLD, STP, ForwardOptimizer, MeZO
+from gradientless.search.optim.entrywise import entries
 from gradientless.search.points import ALL, Direction, Losses, Update, point
 from gradientless.search.space import Block, Space
 from reference import noise as written
@@ -316,6 +318,98 @@ def test_the_backend_in_torch_holds_less_than_8_mib_in_a_pass(dtype, kind):
     with TensorBytes() as counter:
         drawn = noise.gather("w", 0, [0], torch.arange(0, 1_000_000, 4))
     assert counter.peak < 8 * 2**20 + 8 * 250_000 + 4 * drawn.numel()
+
+
+SELECTIONS = [
+    Block("w", ("w",), 500, 200, "random"),
+    Block("w", ("w",), 500, 9, "random"),
+    Block("w", ("w",), 500, 200, "magnitude"),
+    Block("w", ("w",), 500, None, "fixed", fixed=torch.randperm(500, generator=torch.Generator().manual_seed(1))[:99]),
+    Block("some", ("b", "w", "c"), 541, 100, "random"),
+    Block("some", ("b", "w", "c"), 541, 3, "magnitude"),
+]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "sphere", "rank 2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block", SELECTIONS, ids=lambda block: f"{block.selection} {block.entries} of {block.name}")
+def test_a_selection_moves_in_pieces_as_at_once(block, dtype, kind, monkeypatch):
+    """Probes, walks, walks of some rows, rules entry by entry, and updates rounded stochastically."""
+    rank, noise = (2, Noise(4)) if kind == "rank 2" else (None, Noise(4, kind))
+    found = []
+    for size in (1 << 16, 16):
+        monkeypatch.setattr(selection, "WINDOW", size)
+        monkeypatch.setattr(space_module, "_ROWS", size)
+        tensors = {
+            "w": weights(500).view(20, 25).to(dtype),
+            "b": weights(40).to(dtype),
+            "c": torch.ones(1, dtype=dtype),
+        }
+        space = Space(tensors, noise, [block], rank)
+        for due in space.due(2):
+            space.choose(due, 2)
+        terms = ((0.3, Direction(2, 1, block.name)), (-0.2, Direction(2, 0, ALL)), (0.1, Direction(2, 0, block.name)))
+        states = []
+        with space.at(space.deltas([terms])[0]):
+            states.append(list(map(torch.clone, tensors.values())))
+        with space.taken(terms):
+            states.append(list(map(torch.clone, tensors.values())))
+        rows = torch.tensor([1, 7, 19])
+        with space.rows_at({"w": rows}, terms):
+            states.append([tensors["w"][rows].clone()])
+        assert all(torch.equal(a, b) for a, b in zip(*states[:2], strict=True))
+        assert torch.equal(states[0][0][rows], states[2][0])
+        states.append([entries(space, terms[:1], "w", start, start + 100) for start in range(0, 500, 100)])
+        space.add(terms, {"w": 0.5}, step=3)
+        found.append([*states, list(tensors.values())])
+    for a, b in zip(*found, strict=True):
+        assert all(map(torch.equal, a, b))
+    moved = (states[0][0] != weights(500).view(20, 25).to(dtype)).sum()
+    assert moved > 400, "the whole direction between them"
+
+
+def test_random_sets_are_kept_while_they_are_mentioned():
+    def births(optimizer):
+        return {birth for _, birth in optimizer.space._drawn}
+
+    def of(kind, **more):
+        params = {name: nn.Parameter(torch.full((10,), 0.5)) for name in "ab"}
+        optimizer = kind(params.items(), entries=3, check=False, **more)
+        for _ in range(5):
+            optimizer.step(lambda: float(sum(p.sum() for p in params.values())))
+        return optimizer
+
+    assert births(of(MeZO, evaluator="snapshot")) == set()
+    assert births(of(MeZO, evaluator="walk")) == {4}, "the last step's, by which it went back"
+    assert births(of(MeZO, evaluator="walk", reselect_every=4)) == {4}
+    trees = of(GLD, options=(2, 2))
+    assert births(trees) <= {birth for _, birth in trees.alive()}
+    params = {"w": nn.Parameter(torch.ones(10))}
+    walking = MeZO(params.items(), lr=1e-3, entries=3, evaluator="walk", check=False)
+    walking.fused = True
+    for t in range(3):
+        walking.step(lambda: float(params["w"].sum()))
+        assert births(walking) == {t}, "the way back"
+    walking.settle()
+
+
+def test_sets_without_room_are_made_again(monkeypatch):
+    """The same bits, and no more bytes than there is room for, or than the largest takes."""
+    ends = []
+    for room in (1 << 20, 200):
+        monkeypatch.setattr(Space, "_KEPT", room)
+        params = {f"{i}": nn.Parameter(weights(640 + i)) for i in range(9)}
+        optimizer = MeZO(params.items(), lr=1e-3, eps=1e-3, entries=100, evaluator="walk", check=False)
+        sizes, inner = [], optimizer.space.noise.selected
+        monkeypatch.setattr(optimizer.space.noise, "selected", lambda *a, _in=inner, _s=sizes: _s.append(1) or _in(*a))
+        for _ in range(3):
+            optimizer.step(lambda params=params: float(sum(p.square().sum() for p in params.values())))
+            kept = sum(found.bytes for found in optimizer.space._drawn.values())
+            assert kept + optimizer.space._room == room + sum(4 * p.numel() for p in params.values()) // 64
+            assert optimizer.space._room >= 0 and len(optimizer.space._last) <= 1
+        ends.append((sizes, list(params.values())))
+    assert len(ends[0][0]) == 27 < len(ends[1][0])
+    assert all(map(torch.equal, ends[0][1], ends[1][1]))
 
 
 def test_rows_that_are_probed_alone_keep_the_bound_of_a_walk():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from gradientless.errors import UserError
 from gradientless.search.noise import Noise
 from gradientless.search.noise.reference import round_stochastically
 from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Point, Term, combined, scaled
-from gradientless.search.selection import DEPENDS_ON_WEIGHTS, largest
+from gradientless.search.selection import DEPENDS_ON_WEIGHTS, Selected, largest
 from gradientless.search.uninterrupted import uninterrupted
 
 Entries = list[tuple[str, Tensor | None]]  # per tensor of a block: flat positions, or None for all of them
@@ -65,6 +64,7 @@ class Space:
         noise.
     """
 
+    _KEPT = 4 << 20  # bytes of selections that are kept instead of made again, beside 1/64 of the weights
     _CACHED_ENTRIES = 1 << 20  # directions of more entries are made again instead of kept for the rest of a step
 
     def __init__(
@@ -94,8 +94,20 @@ class Space:
         total = sum(tensor.numel() for tensor in self.tensors.values())
         self._all = Block(ALL, tuple(self.tensors), total)
         self.buffers: dict[str, dict[str, Tensor]] = {}
-        self.chosen: dict[tuple[str, int], Tensor] = {}  # selections that cannot be made again: (block, birth) -> flat
-        self._entries: OrderedDict[tuple[str, int], Entries] = OrderedDict()
+        self._starts: dict[str, dict[str, int]] = {}  # block -> tensor -> its first entry's place in the block
+        for block in (*self.blocks.values(), self._all):
+            sizes = [self.tensors[name].numel() for name in block.tensors]
+            self._starts[block.name] = dict(zip(block.tensors, accumulate(sizes, initial=0), strict=False))
+        self._fixed = {
+            block.name: Selected(block.fixed.to(self.tensors[block.tensors[0]].device))
+            for block in self.blocks.values()
+            if block.fixed is not None
+        }
+        self.chosen: dict[tuple[str, int], Selected] = {}  # selections that cannot be made again, by block and birth
+        self._drawn: dict[tuple[str, int], Selected] = {}  # random ones, as far as there is room
+        self._last: dict[tuple[str, int], Selected] = {}  # the last one for which there was none
+        self._room = self._KEPT + sum(tensor.nbytes for tensor in self.tensors.values()) // 64
+        self._entries: dict[tuple[str, int], Entries] = {}  # of this step
         self._cache: dict[Term, tuple[Sequence[Sequence[Delta]], int]] = {}  # of this step: candidates, and which
         self._lengths: dict[Direction, float] = {}
         # Walking. The weights are at θ + standing, those of `kept` at θ + rest; θ_t is decay · θ + moved.
@@ -130,14 +142,18 @@ class Space:
             and (block.name, block.birth(step)) not in self.chosen
         ]
 
-    def choose(self, block: Block, step: int, scores: Tensor) -> Tensor:
-        """Select the entries of `block` with the highest `scores` ([size]) from this step on; returns them."""
+    def choose(self, block: Block, step: int, scores: Sequence[Tensor] | None = None) -> Selected:
+        """Select the entries of `block` with the highest scores, by default |θ|, from this step on; returns them.
+        scores: one tensor for each of the block's, of its size."""
         assert block.entries is not None
+        if scores is None:
+            return self.install(block, step, largest([self.tensors[n] for n in block.tensors], block.entries, True))
         return self.install(block, step, largest(scores, block.entries))
 
-    def install(self, block: Block, step: int, index: Tensor) -> Tensor:
-        self.chosen[block.name, block.birth(step)] = index
-        return index
+    def install(self, block: Block, step: int, found: Selected) -> Selected:
+        found = Selected(found.data.to(self.tensors[block.tensors[0]].device))
+        self.chosen[block.name, block.birth(step)] = found
+        return found
 
     def withdraw(self, block: Block, step: int) -> None:
         """Undo `install`."""
@@ -156,36 +172,64 @@ class Space:
         for direction in self._mentioned():
             if direction.block in self.blocks:
                 alive = alive | {(direction.block, self.blocks[direction.block].birth(direction.step))}
-        for name, birth in list(self.chosen):
-            if birth != self.blocks[name].birth(step) and (name, birth) not in alive:
-                del self.chosen[name, birth]
-                self._entries.pop((name, birth), None)
-
-    def magnitudes(self, block: Block) -> Tensor:
-        """|θ| over the block, flat: [size]."""
-        return torch.cat([self.tensors[name].detach().abs().view(-1) for name in block.tensors])
+        self._last.clear()
+        for sets in (self.chosen, self._drawn):
+            for name, birth in list(sets):
+                if birth != self.blocks[name].birth(step) and (name, birth) not in alive:
+                    gone = sets.pop((name, birth))
+                    self._room += gone.bytes if sets is self._drawn else 0
 
     def entries(self, block: Block, step: int) -> Entries:
-        """Which entries of each tensor move along a direction of `block` born at `step`."""
+        """Which entries of each tensor move along a direction of `block` born at `step`; kept for the rest of the step,
+        which `pieces` does not need."""
         if block.whole:
             return [(name, None) for name in block.tensors]
         key = (block.name, block.birth(step))
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        device = self.tensors[block.tensors[0]].device
+        if key not in self._entries:
+            found = self.selected(block, step)
+            flat = found.data if block.fixed is not None else found.between(0, block.size)
+            self._entries[key] = self._split(block, flat)
+        return self._entries[key]
+
+    def selected(self, block: Block, step: int) -> Selected:
+        """The selection of `block` in force at `step`."""
+        key = (block.name, block.birth(step))
         if block.fixed is not None:
-            flat = block.fixed.to(device)
-        elif block.selection in DEPENDS_ON_WEIGHTS:
-            flat = self.chosen[key].to(device)
-        else:
+            return self._fixed[block.name]
+        if block.selection in DEPENDS_ON_WEIGHTS:
+            return self.chosen[key]
+        if key not in self._drawn and key not in self._last:
             assert block.entries is not None
-            flat = self.noise.select(block.name, key[1], block.size, block.entries, device)
-        found = self._split(block, flat)
-        self._entries[key] = found
-        while len(self._entries) > 4 * len(self.blocks) + 64:
-            self._entries.popitem(last=False)
-        return found
+            device = self.tensors[block.tensors[0]].device
+            found = self.noise.selected(block.name, key[1], block.size, block.entries, device)
+            if found.bytes <= self._room:
+                self._drawn[key] = found
+                self._room -= found.bytes
+            else:  # passes go through the blocks in turn: those that came first stay for the next pass
+                self._last = {key: found}
+            return found
+        return self._drawn[key] if key in self._drawn else self._last[key]
+
+    def pieces(self, name: str, direction: Direction, count: int) -> Iterator[Tensor]:
+        """Which entries of tensor `name` move along `direction`, of a block that does not move whole: flat positions
+        (int64), `count` at a time, made as they are asked for."""
+        start = self._starts[direction.block][name]
+        found = self.selected(self.block(direction.block), direction.step)
+        for part in found.pieces(start, start + self.tensors[name].numel(), count):
+            yield part - start if start else part
+
+    def between(self, name: str, direction: Direction, start: int, stop: int) -> Tensor:
+        """The same of entries [start, stop): int64 [n]."""
+        first = self._starts[direction.block][name]
+        found = self.selected(self.block(direction.block), direction.step)
+        return found.between(first + start, first + stop) - first
+
+    def _moves(self, name: str, direction: Direction) -> bool:
+        """Whether `direction` moves an entry of tensor `name`."""
+        block = self.block(direction.block)
+        if name not in self._starts[block.name]:
+            return False
+        return block.whole or len(block.tensors) == 1 or any(True for _ in self.pieces(name, direction, _ROWS))
 
     def _split(self, block: Block, flat: Tensor) -> Entries:
         """Flat positions of a block as flat positions of its tensors."""
@@ -351,20 +395,23 @@ class Space:
             return 1.0
         if direction not in self._lengths:
             squares, count = 0.0, 0
-            for name, index in self.entries(self.block(direction.block), direction.step):
-                tensor = self.tensors[name]
-                size = tensor.numel() if index is None else index.numel()
-                count += size
-                for at in range(0, size, _SUMMED):  # short enough for a sum that no number of threads changes
-                    if index is None:
-                        step, draw, width = direction.step, direction.draw, min(_SUMMED, size - at)
-                        drawn = self.noise.fill(name, step, draw, at, width, tensor.device)
-                    else:
-                        part = index[at : at + _SUMMED]
-                        drawn = self.noise.gather(name, direction.step, [direction.draw], part)[0]
+            for name in self.block(direction.block).tensors:
+                for drawn in self._noise_of(name, direction):
+                    count += drawn.numel()
                     squares += float(drawn.double().square().sum())
             self._lengths[direction] = math.sqrt(count / squares)
         return self._lengths[direction]
+
+    def _noise_of(self, name: str, direction: Direction) -> Iterator[Tensor]:
+        """The entries that `direction` draws for a tensor, in pieces short enough for a sum that no number of threads
+        changes."""
+        tensor, step, draw = self.tensors[name], direction.step, direction.draw
+        if self.block(direction.block).whole:
+            for at in range(0, tensor.numel(), _SUMMED):
+                yield self.noise.fill(name, step, draw, at, min(_SUMMED, tensor.numel() - at), tensor.device)
+        else:
+            for part in self.pieces(name, direction, _SUMMED):
+                yield self.noise.gather(name, step, [draw], part)[0]
 
     def _from_buffer(self, coefficient: float, direction: Direction) -> list[Delta]:
         buffer = self.buffers[direction.buffer]
@@ -398,18 +445,13 @@ class Space:
 
     def _passes(self, moves: Mapping[str, tuple[float, Point]], step: int | None = None) -> None:
         """One pass over each tensor of `moves`: name -> decay and terms."""
-        places: dict[Direction, dict[str, Tensor | None]] = {}
-        for _, terms in moves.values():
-            for _, direction in terms:
-                if direction not in places:
-                    places[direction] = dict(self.entries(self.block(direction.block), direction.step))
         for name, (decay, terms) in moves.items():
-            here = [(term, places[term[1]][name]) for term in terms if name in places[term[1]]]
+            here = [term for term in terms if self._moves(name, term[1])]
             if here or decay != 1.0:
                 self._pass(name, decay, here, step)
 
-    def _pass(self, name: str, decay: float, terms: Sequence[tuple[Term, Tensor | None]], step: int | None) -> None:
-        """`terms` with their positions in the tensor; consecutive terms of dense noise take one pass together."""
+    def _pass(self, name: str, decay: float, terms: Sequence[Term], step: int | None) -> None:
+        """`terms` that move entries of the tensor; consecutive terms of dense noise take one pass together."""
         flat = self.tensors[name].detach().view(-1)
         half = step is not None and flat.dtype in (torch.bfloat16, torch.float16)
         drawn: list[tuple[float, int, int]] = []
@@ -429,23 +471,27 @@ class Space:
             drawn, decay = [], 1.0
             done += 1
 
-        for (coefficient, direction), index in terms:
-            if index is None and not direction.buffer and not self.low_rank(name):
+        for coefficient, direction in terms:
+            whole = self.block(direction.block).whole
+            if whole and not direction.buffer and not self.low_rank(name):
                 drawn.append((coefficient * self.length(direction), direction.step, direction.draw))
                 continue
             flush()
-            change = self._single(name, index, coefficient, direction, wide=half)
-            if not half:
-                self._add(change, self.tensors[name].detach())
-            elif change.right is not None:
-                self.noise.add_product(name, flat, change.values * change.scale, change.right, (step or 0, done))
-            elif index is None:
-                for at in range(0, flat.numel(), _CHUNK):
-                    wide = flat[at : at + _CHUNK].float().add_(change.values.view(-1)[at : at + _CHUNK])
-                    self._store(name, flat, at, wide, step or 0, done)
-            else:
-                bits = self.noise.rounding(name, step or 0, done, 0, index.numel(), flat.device)
-                flat[index] = round_stochastically(flat[index].float() + change.values, bits, flat.dtype)
+            place = 0  # among the entries that the term moves
+            for index in (None,) if whole else self.pieces(name, direction, _ROWS):
+                change = self._single(name, index, coefficient, direction, wide=half)
+                if not half:
+                    self._add(change, self.tensors[name].detach())
+                elif change.right is not None:
+                    self.noise.add_product(name, flat, change.values * change.scale, change.right, (step or 0, done))
+                elif index is None:
+                    for at in range(0, flat.numel(), _CHUNK):
+                        wide = flat[at : at + _CHUNK].float().add_(change.values.view(-1)[at : at + _CHUNK])
+                        self._store(name, flat, at, wide, step or 0, done)
+                else:
+                    bits = self.noise.rounding(name, step or 0, done, place, index.numel(), flat.device)
+                    flat[index] = round_stochastically(flat[index].float() + change.values, bits, flat.dtype)
+                    place += index.numel()
             done += 1
         flush()
 
@@ -539,14 +585,14 @@ class Space:
     def _move_rows(self, name: str, rows: Tensor, terms: Point) -> None:
         tensor = self.tensors[name].detach()
         columns = tensor.numel() // tensor.shape[0]
-        places = [(term, dict(self.entries(self.block(term[1].block), term[1].step))) for term in terms]
+        terms = tuple(term for term in terms if name in self._starts[term[1].block])
         for some in rows.split(max(1, _ROWS // columns)):
             positions = (some.unsqueeze(1) * columns + torch.arange(columns, device=rows.device)).view(-1)
-            for (coefficient, direction), found in places:
-                if name not in found:
-                    continue
-                index = found[name]
-                index = positions if index is None else index[torch.isin(index, positions)]
+            for coefficient, direction in terms:
+                block, index = self.block(direction.block), positions
+                if not block.whole:
+                    start = self._starts[block.name][name]
+                    index = positions[self.selected(block, direction.step).has(positions + start)]
                 self._add(self._single(name, index, coefficient, direction), tensor)
 
     def _single(
@@ -623,6 +669,7 @@ class Space:
     def end_step(self) -> None:
         """Forget what was kept for the step's candidates, but for the lengths that the way back to θ needs."""
         self._cache.clear()
+        self._entries.clear()
         self._lengths = {direction: self._lengths[direction] for direction in self._lengths.keys() & self._mentioned()}
 
     @torch.no_grad()

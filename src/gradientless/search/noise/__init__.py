@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError, unknown
 from gradientless.search.noise import cpu, reference, updates
+from gradientless.search.selection import Selected, selected, takes_bits
 
 DISTRIBUTIONS = (*reference.STREAMS, "sphere")
 _CHUNK = 1 << 17  # entries of which a pass holds temporary tensors
@@ -159,6 +160,13 @@ class Noise:
 
     def select(self, name: str, step: int, size: int, count: int, device: torch.device | str = "cpu") -> Tensor:
         """`count` distinct positions of range(size) for block `name` at `step`, sorted: int64 [count]."""
-        if self.backend != "torch":
-            return torch.from_numpy(cpu.select(self.seed, name, step, size, count)).to(device)
-        return reference.select(self.seed, name, step, size, count).to(device)
+        return self.selected(name, step, size, count, device).between(0, size)
+
+    def selected(self, name: str, step: int, size: int, count: int, device: torch.device | str = "cpu") -> Selected:
+        """The same in few bytes."""
+        device = torch.device(device)
+        if self.backend == "torch":
+            return selected(reference.select(self.seed, name, step, size, count), size, device)
+        if not takes_bits(size, count):
+            return selected(torch.from_numpy(cpu.select(self.seed, name, step, size, count)), size, device)
+        return Selected(torch.from_numpy(cpu.mark(self.seed, name, step, size, count)).to(device))

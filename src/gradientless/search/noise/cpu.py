@@ -28,6 +28,7 @@ _NEAR = _f32(0.35355338)
 _RADEMACHER, _NEAR_NORMAL, _GAUSSIAN = ref.RADEMACHER, ref.NEAR_NORMAL, ref.GAUSSIAN
 
 _COLUMN = 256  # groups of four entries that are made column by column
+_WALKERS = 1 << 12  # values of a permutation that are held at a time
 _PART = 1 << 12  # groups that one thread fills at a time
 
 _compile = numba.njit(cache=True, nogil=True)
@@ -210,9 +211,9 @@ def _permute(keys, half, x):
 
 
 @_compile
-def _select(keys, half, size, out):
-    """The first values below `size` of the walked permutation, unsorted: values outside walk on together."""
-    walkers = np.arange(out.size)
+def _select(keys, half, size, first, out):
+    """Where the walked permutation takes first, first + 1, …, unsorted: values outside walk on together."""
+    walkers = np.arange(first, first + out.size)
     found = 0
     while walkers.size:
         _permute(keys, half, walkers)
@@ -226,6 +227,17 @@ def _select(keys, half, size, out):
                 walkers[outside] = x
                 outside += 1
         walkers = walkers[:outside]
+
+
+@_compile
+def _mark(keys, half, size, count, bits):
+    """Set the bit of each of the `count` values."""
+    values = np.empty(_WALKERS, np.int64)
+    for first in range(0, count, _WALKERS):
+        some = values[: min(_WALKERS, count - first)]
+        _select(keys, half, size, first, some)
+        for x in some:
+            bits[x >> 3] |= np.uint8(1 << (x & 7))
 
 
 _CORES: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
@@ -300,12 +312,24 @@ def _round_keys(k0, k1, stream, step):
 
 def select(seed: int, name: str, step: int, size: int, count: int) -> np.ndarray:
     """As `reference.select`: int64 [count], sorted."""
-    k0, k1 = ref.key_of(seed, name)
-    half = max(1, -(-max(1, (size - 1).bit_length()) // 2))
     out = np.empty(count, np.int64)
-    _select(_round_keys(_u32(k0), _u32(k1), ref.SELECT, step), half, size, out)
+    _select(*_permutation(seed, name, step, size), size, 0, out)
     out.sort()  # by numpy's vector instructions
     return out
+
+
+def mark(seed: int, name: str, step: int, size: int, count: int) -> np.ndarray:
+    """The same as bits, uint8 [⌈size / 8⌉], lowest first: for large shares much sooner than to sort them."""
+    bits = np.zeros(-(-size // 8), np.uint8)
+    _mark(*_permutation(seed, name, step, size), size, count, bits)
+    return bits
+
+
+def _permutation(seed: int, name: str, step: int, size: int) -> tuple[np.ndarray, int]:
+    """Its round keys, and half the bits of what it permutes."""
+    k0, k1 = ref.key_of(seed, name)
+    half = max(1, -(-max(1, (size - 1).bit_length()) // 2))
+    return _round_keys(_u32(k0), _u32(k1), ref.SELECT, step), half
 
 
 # A pass over memory ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from gradientless.search.fingerprint import fingerprint
 from gradientless.search.noise import Noise
 from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
 from gradientless.search.rates import Rates
+from gradientless.search.selection import WINDOW, Selected, selected
 from gradientless.search.space import Block, Space
 from gradientless.search.trajectory import Record, Trajectory
 from gradientless.search.uninterrupted import uninterrupted
@@ -272,8 +273,11 @@ class ForwardOptimizer(torch.optim.Optimizer):
             self._check_repeatable(where)
         self._log_lr(log)
         for block in self._due():
-            index = self._select(block, closure).cpu().numpy().astype("<i8").tobytes()
-            log += index if block.selection == "fisher" else struct.pack("<I", zlib.crc32(index))
+            found = self._select(block, closure)
+            if block.selection == "fisher":
+                log += b"".join(_bytes_of(found, block))
+            else:
+                log += struct.pack("<I", _sum_of_selected(found, block))
         self._ranked = False
         return self._converse(lambda request: self._measure(request, where, log))
 
@@ -294,10 +298,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
         for block in self._due():
             if block.selection == "fisher":
                 assert block.entries is not None
-                self.space.install(block, self.t, record.int64(block.entries))
+                found = selected(record.int64(block.entries), block.size, torch.device("cpu"))
+                self.space.install(block, self.t, found)
                 continue
-            index = self._select(block, None).cpu().numpy().astype("<i8").tobytes()
-            if zlib.crc32(index) != record.uint32():
+            if _sum_of_selected(self._select(block, None), block) != record.uint32():
                 raise UserError(f"replay: step {self.t} must select what was logged of '{block.name}'; another base?")
         self._ranked = False
         update = self._converse(lambda request: self._recall(request, record))
@@ -519,7 +523,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         try:
             for block in due:
                 assert block.entries is not None
-                self.space.install(block, self.t, self._noise.select(block.name, self.t, block.size, block.entries))
+                self.space.install(block, self.t, self._noise.selected(block.name, self.t, block.size, block.entries))
             self._converse(lambda request: self._measure(request, where, bytearray()))
         finally:
             self.load_search_state(before[0])
@@ -549,16 +553,16 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self.space.end_step()
         self._note()
 
-    def _select(self, block: Block, closure: Any) -> Tensor:
+    def _select(self, block: Block, closure: Any) -> Selected:
         if block.selection == "magnitude":
-            return self.space.choose(block, self.t, self.space.magnitudes(block))
+            return self.space.choose(block, self.t)
         importance = getattr(closure, "importance", None)
         if importance is None:
             raise UserError(
                 f"{self.name}: selection 'fisher' must have a closure with a method importance(name, step, …), "
                 "got none; use selection 'random' or 'magnitude'"
             )
-        scores = torch.cat([importance(name, self.t, **self.importance_options).view(-1) for name in block.tensors])
+        scores = [importance(name, self.t, **self.importance_options) for name in block.tensors]
         return self.space.choose(block, self.t, scores)
 
     def _check_repeatable(self, where: Evaluator) -> None:
@@ -722,7 +726,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             "seed": self._noise.seed,
             "noise": self._noise.distribution,
             "method": self.search_state(),
-            "chosen": {f"{birth} {block}": index for (block, birth), index in self.space.chosen.items()},
+            "chosen": {f"{birth} {block}": found.data for (block, birth), found in self.space.chosen.items()},
             "buffers": {name: dict(tensors) for name, tensors in self.space.buffers.items()},
             **({"rates": self._rates.state()} if self._rates.state() else {}),
             **({"walk": {**self.space.walk_state(), "left": self._left}} if self.walking else {}),
@@ -746,9 +750,12 @@ class ForwardOptimizer(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
         self._build(known=len(self.param_groups))
         self.t, self.forward_passes = search["t"], search["forward_passes"]
-        for label, index in search["chosen"].items():
-            birth, block = label.split(" ", 1)
-            self.space.chosen[block, int(birth)] = index
+        for label, data in search["chosen"].items():
+            birth, name = label.split(" ", 1)
+            block = self.space.block(name)
+            if data.dtype == torch.int64:  # as states were saved before
+                data = selected(data, block.size, data.device).data
+            self.space.install(block, int(birth), Selected(data))
         for name, tensors in search["buffers"].items():
             for key, value in tensors.items():
                 self.space.buffer(name)[key].copy_(value)
@@ -811,6 +818,19 @@ _MEASURED = {"lr", "radius", "penalty", "squared"}  # options whose effect a log
 
 def _log_version(header: Mapping[str, Any]) -> int:
     return int(header.get("version", 1))
+
+
+def _bytes_of(found: Selected, block: Block) -> Iterator[bytes]:
+    """The positions as a log has them, a piece at a time."""
+    for positions in found.pieces(0, block.size, WINDOW):
+        yield positions.cpu().numpy().astype("<i8").tobytes()
+
+
+def _sum_of_selected(found: Selected, block: Block) -> int:
+    total = 0
+    for piece in _bytes_of(found, block):
+        total = zlib.crc32(piece, total)
+    return total
 
 
 def _is_plain(value: Any) -> bool:

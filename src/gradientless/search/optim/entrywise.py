@@ -32,9 +32,7 @@ def entries(space: Space, terms: Point, name: str, start: int, stop: int) -> Ten
         elif block.whole:
             space.noise.walk(name, total, [(factor, direction.step, direction.draw)], start=start)
         else:
-            index = dict(space.entries(block, direction.step)).get(name, _NONE)
-            assert index is not None
-            inside = index[(index >= start) & (index < stop)]
+            inside = space.between(name, direction, start, stop)
             drawn = space.noise.gather(name, direction.step, [direction.draw], inside)[0]
             total[inside - start] += drawn.to(total.dtype) * factor
     return total
@@ -42,14 +40,14 @@ def entries(space: Space, terms: Point, name: str, start: int, stop: int) -> Ten
 
 def _low_rank(space: Space, coefficient: float, direction: Direction, name: str, start: int, stop: int) -> Tensor:
     """The same of one direction of low rank: only the rows of U that the piece meets are multiplied out."""
-    index = dict(space.entries(space.block(direction.block), direction.step)).get(name, _NONE)
-    change = space.product(name, index, coefficient, direction)
-    if change.right is None:  # selected entries
-        assert change.index is not None
-        piece = torch.zeros(stop - start, dtype=change.values.dtype, device=change.values.device)
-        inside = (change.index >= start) & (change.index < stop)
-        piece[change.index[inside] - start] = change.values[inside]
+    if not space.block(direction.block).whole:
+        inside = space.between(name, direction, start, stop)
+        values = space.product(name, inside, coefficient, direction).values
+        piece = torch.zeros(stop - start, dtype=values.dtype, device=values.device)
+        piece[inside - start] = values
         return piece
+    change = space.product(name, None, coefficient, direction)
+    assert change.right is not None
     columns = change.right.shape[0]
     first, last = start // columns, -(-stop // columns)
     left = change.values[first:last] * change.scale
@@ -57,9 +55,6 @@ def _low_rank(space: Space, coefficient: float, direction: Direction, name: str,
     for k in range(1, left.shape[1]):
         rows += left[:, k : k + 1] * change.right[:, k]
     return rows.reshape(-1)[start - first * columns : stop - first * columns]
-
-
-_NONE = torch.empty(0, dtype=torch.int64)
 
 
 def working(tensor: Tensor) -> torch.dtype:
