@@ -389,7 +389,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if self.trajectory is None:
             self._options = []
             return
-        found = [{key: group[key] for key in self.defaults if key not in _MEASURED} for group in self.param_groups]
+        found = [{key: group.get(key) for key in self.defaults if key not in _MEASURED} for group in self.param_groups]
         self._options = self._options or found
         again = "; call record again, with a new file"
         if len(found) != len(self._options):
