@@ -247,6 +247,7 @@ def test_largest_takes_lower_positions_among_equals():
 def test_the_largest_are_those_of_a_sort(dtype, absolute, monkeypatch):
     """Of several tensors, a window at a time, with equals everywhere; many by their digits, few by sorting."""
     monkeypatch.setattr(selection, "WINDOW", 64)
+    monkeypatch.setattr(selection, "_READ", 64)
     made = torch.Generator().manual_seed(0)
     for size in (5, 64, 1000):
         scores = (10 ** torch.randn(size, generator=made) * torch.randn(size, generator=made).sign()).to(dtype)
@@ -262,6 +263,7 @@ def test_the_largest_are_those_of_a_sort(dtype, absolute, monkeypatch):
 @pytest.mark.parametrize("count", [1, 30, 32, 500, 1000])
 def test_a_selection_is_read_in_any_pieces(count, backend, monkeypatch):
     monkeypatch.setattr(selection, "WINDOW", 64)
+    monkeypatch.setattr(selection, "_READ", 64)
     noise, size = Noise(2, backend=backend), 1000
     found, positions = noise.selected("w", 1, size, count), written.select(count, size, 2, "w", 1).tolist()
     assert found.bytes == (125 if count > 31 else 4 * count)

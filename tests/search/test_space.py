@@ -339,6 +339,7 @@ def test_a_selection_moves_in_pieces_as_at_once(block, dtype, kind, monkeypatch)
     found = []
     for size in (1 << 16, 16):
         monkeypatch.setattr(selection, "WINDOW", size)
+        monkeypatch.setattr(selection, "_READ", size)
         monkeypatch.setattr(space_module, "_ROWS", size)
         tensors = {
             "w": weights(500).view(20, 25).to(dtype),

@@ -18,17 +18,18 @@ from gradientless.errors import UserError, unknown
 
 SELECTIONS = ("all", "random", "magnitude", "fisher", "fixed")
 DEPENDS_ON_WEIGHTS = ("magnitude", "fisher")
-WINDOW = 1 << 16  # entries that are looked through at a time
+WINDOW, _READ = 1 << 17, 1 << 16  # entries that are looked through at a time, to choose them and to read them
 
 
 class Selected:
     """Which entries of a block are selected, in few bytes.
 
     data: their positions (integers [s]); or bits, uint8 [⌈size / 8⌉], entry i in bit i % 8 of byte i // 8.
+    size: entries of the block.
     """
 
-    def __init__(self, data: Tensor):
-        self.data = data
+    def __init__(self, data: Tensor, size: int):
+        self.data, self.size = data, size
 
     @property
     def bytes(self) -> int:
@@ -37,7 +38,8 @@ class Selected:
     def between(self, start: int, stop: int) -> Tensor:
         """The selected positions in [start, stop), in their order: int64 [n]."""
         if self.data.dtype != torch.uint8:
-            return self.data[(self.data >= start) & (self.data < stop)].long()
+            whole = start == 0 and stop == self.size
+            return (self.data if whole else self.data[(self.data >= start) & (self.data < stop)]).long()
         first = start // 8
         data, inside = self.data[first : -(-stop // 8)], slice(start - 8 * first, stop - 8 * first)
         if data.device.type == "cpu":  # in a fifth of the time
@@ -47,17 +49,14 @@ class Selected:
 
     def pieces(self, start: int, stop: int, count: int) -> Iterator[Tensor]:
         """`between`, `count` at a time, the last piece the shorter."""
-        if self.data.dtype != torch.uint8:
-            found = self.data[(self.data >= start) & (self.data < stop)]
-            yield from map(Tensor.long, found.split(count) if found.numel() else ())
-            return
+        width = _READ if self.data.dtype == torch.uint8 else stop - start
         held = torch.empty(0, dtype=torch.int64, device=self.data.device)
-        for at in range(start, stop, WINDOW):
-            *full, held = torch.cat([held, self.between(at, min(at + WINDOW, stop))]).split(count)
-            yield from full
-            if held.numel() == count:
-                yield held
-                held = held[:0]
+        for at in range(start, stop, width):
+            found = self.between(at, min(at + width, stop))
+            held = torch.cat([held, found]) if held.numel() else found
+            while held.numel() >= count:
+                yield held[:count]
+                held = held[count:]
         if held.numel():
             yield held
 
@@ -76,19 +75,19 @@ def takes_bits(size: int, count: int) -> bool:
 def packed(windows: Iterable[Tensor], size: int, count: int, device: torch.device) -> Selected:
     """`count` of `size` entries in few bytes. windows: the positions (int64, sorted) in each `WINDOW` entries."""
     if not takes_bits(size, count):
-        return Selected(torch.cat([positions.to(device, _kind(size)) for positions in windows]))
+        return Selected(torch.cat([positions.to(device, _kind(size)) for positions in windows]), size)
     bits = torch.empty(-(-size // 8), dtype=torch.uint8, device=device)
     for part, at, positions in zip(bits.split(WINDOW // 8), range(0, size, WINDOW), windows, strict=True):
         marks = torch.zeros(8 * part.numel(), dtype=torch.uint8, device=device)
         marks[positions.to(device) - at] = 1
         part.copy_((marks.view(-1, 8) << _places(device)).sum(1))
-    return Selected(bits)
+    return Selected(bits, size)
 
 
 def selected(positions: Tensor, size: int, device: torch.device) -> Selected:
     """Sorted `positions` (int64 [s]) of `size`, in few bytes."""
     if not takes_bits(size, positions.numel()):
-        return Selected(positions.to(device, _kind(size)))
+        return Selected(positions.to(device, _kind(size)), size)
     edges = torch.arange(0, size + WINDOW, WINDOW, device=positions.device)
     ends = torch.searchsorted(positions, edges).tolist()
     return packed((positions[start:end] for start, end in pairwise(ends)), size, positions.numel(), device)
@@ -136,7 +135,7 @@ def _least_of_largest(windows: Callable[[], Iterable[Tensor]], count: int, wide:
     for digit in reversed(range(digits)):
         leading = digit == digits - 1
         tally = torch.zeros(1 << 16, dtype=torch.int64)
-        for part in windows():
+        for part in (part for window in windows() for part in window.split(_READ)):
             raw = part.add(0.0).view(kind).long()  # the two zeros are one
             found = torch.where(raw < 0, raw ^ most, raw) >> 16 * digit
             found = found + (1 << 15) if leading else found[found >> 16 == least] & 0xFFFF

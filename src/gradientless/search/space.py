@@ -99,7 +99,7 @@ class Space:
             sizes = [self.tensors[name].numel() for name in block.tensors]
             self._starts[block.name] = dict(zip(block.tensors, accumulate(sizes, initial=0), strict=False))
         self._fixed = {
-            block.name: Selected(block.fixed.to(self.tensors[block.tensors[0]].device))
+            block.name: Selected(block.fixed.to(self.tensors[block.tensors[0]].device), block.size)
             for block in self.blocks.values()
             if block.fixed is not None
         }
@@ -151,7 +151,7 @@ class Space:
         return self.install(block, step, largest(scores, block.entries))
 
     def install(self, block: Block, step: int, found: Selected) -> Selected:
-        found = Selected(found.data.to(self.tensors[block.tensors[0]].device))
+        found = Selected(found.data.to(self.tensors[block.tensors[0]].device), block.size)
         self.chosen[block.name, block.birth(step)] = found
         return found
 
@@ -223,13 +223,6 @@ class Space:
         first = self._starts[direction.block][name]
         found = self.selected(self.block(direction.block), direction.step)
         return found.between(first + start, first + stop) - first
-
-    def _moves(self, name: str, direction: Direction) -> bool:
-        """Whether `direction` moves an entry of tensor `name`."""
-        block = self.block(direction.block)
-        if name not in self._starts[block.name]:
-            return False
-        return block.whole or len(block.tensors) == 1 or any(True for _ in self.pieces(name, direction, _ROWS))
 
     def _split(self, block: Block, flat: Tensor) -> Entries:
         """Flat positions of a block as flat positions of its tensors."""
@@ -445,10 +438,24 @@ class Space:
 
     def _passes(self, moves: Mapping[str, tuple[float, Point]], step: int | None = None) -> None:
         """One pass over each tensor of `moves`: name -> decay and terms."""
+        found: dict[int, dict[str, list[Term]]] = {}  # by point, of which there are few, and tensor
         for name, (decay, terms) in moves.items():
-            here = [term for term in terms if self._moves(name, term[1])]
+            if id(terms) not in found:
+                found[id(terms)] = self._by_tensor(terms)
+            here = found[id(terms)].get(name, [])
             if here or decay != 1.0:
                 self._pass(name, decay, here, step)
+
+    def _by_tensor(self, terms: Point) -> dict[str, list[Term]]:
+        """The terms that move an entry of each tensor."""
+        found: dict[str, list[Term]] = {}
+        for term in terms:
+            block = self.block(term[1].block)
+            sure = block.whole or len(block.tensors) == 1
+            for name in block.tensors:
+                if sure or any(True for _ in self.pieces(name, term[1], _ROWS)):
+                    found.setdefault(name, []).append(term)
+        return found
 
     def _pass(self, name: str, decay: float, terms: Sequence[Term], step: int | None) -> None:
         """`terms` that move entries of the tensor; consecutive terms of dense noise take one pass together."""

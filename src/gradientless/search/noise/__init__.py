@@ -169,4 +169,4 @@ class Noise:
             return selected(reference.select(self.seed, name, step, size, count), size, device)
         if not takes_bits(size, count):
             return selected(torch.from_numpy(cpu.select(self.seed, name, step, size, count)), size, device)
-        return Selected(torch.from_numpy(cpu.mark(self.seed, name, step, size, count)).to(device))
+        return Selected(torch.from_numpy(cpu.mark(self.seed, name, step, size, count)).to(device), size)

@@ -755,7 +755,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             block = self.space.block(name)
             if data.dtype == torch.int64:  # as states were saved before
                 data = selected(data, block.size, data.device).data
-            self.space.install(block, int(birth), Selected(data))
+            self.space.install(block, int(birth), Selected(data, block.size))
         for name, tensors in search["buffers"].items():
             for key, value in tensors.items():
                 self.space.buffer(name)[key].copy_(value)
