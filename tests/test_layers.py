@@ -17,8 +17,8 @@ BOTH_WINGS = {"gradientless.delta", "gradientless.errors"}  # all that a wing ma
 
 FLOORS = {  # the first pattern that a module begins with; a folder stands on one floor
     "gradientless.search": [
-        {"fingerprint", "noise", "points", "rates", "schedules", "trajectory", "uninterrupted", "watched"},
-        {"selection"},
+        {"fingerprint", "points", "rates", "schedules", "selection", "trajectory", "uninterrupted", "watched"},
+        {"noise"},
         {"space"},
         {"evaluators"},
         {"optim"},
