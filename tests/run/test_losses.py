@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from gradientless.errors import UserError
 from gradientless.language.tasks import Example
 from gradientless.run.losses import loss_of
 
@@ -41,3 +42,11 @@ def test_scores_that_are_no_numbers_are_no_loss(name, kind):
     assert math.isfinite(float(loss.of(scores, gold)))
     scores[1, 0] = math.nan
     assert math.isnan(float(loss.of(scores, gold)))
+
+
+@pytest.mark.parametrize(("body", "told"), [("raise KeyError('no')", "KeyError: 'no'"), ("return []", "list")])
+def test_a_loss_of_ones_own_that_fails_is_one_line(body, told, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def of(scores, labels):\n    {body}\n")
+    loss = loss_of(f"{tmp_path / 'mine.py'}:of", None, "classification", ("a", "b"))
+    with pytest.raises(UserError, match=f"mine.py:of' must return a number, got {told}$"):
+        loss.of(torch.zeros(2, 2), torch.zeros(2))

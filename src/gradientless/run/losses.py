@@ -178,7 +178,12 @@ def _told(error: Exception) -> str:
 
 def _checked(name: str, function: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor | float]:
     def of(logits: Tensor, labels: Tensor) -> Tensor | float:
-        found = function(logits, labels)
+        try:
+            found = function(logits, labels)
+        except Exception as error:
+            if is_out_of_memory(error):  # which is answered with the batch that fits
+                raise
+            raise UserError(f"loss: '{name}' must return a number, got {_told(error)}") from error
         if isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex():
             return found.reshape(())
         if isinstance(found, bool) or not isinstance(found, (int, float)):
