@@ -439,6 +439,12 @@ def later(logits, labels):
     return cross_entropy(logits, labels) if calls < 16 else float("nan")
 
 
+def explodes(logits, labels):
+    global calls
+    calls += 1
+    return cross_entropy(logits, labels) if calls < 16 else 1e6
+
+
 def sometimes(logits, labels):
     global calls
     calls += 1
@@ -619,6 +625,17 @@ def test_a_rate_far_too_large_is_told(train, capsys):
     assert "lower optimizer.lr (now 0.2) three to ten times" in said
 
 
+def test_a_run_that_explodes_at_once_is_told(train, own, capsys):
+    """Before the first losses were logged, and then no further."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "MeZO: the loss must not grow")
+        code, _ = train("llama", "mezo", *MEZO, own("explodes"), "log_every=10", steps=40)
+    said = told(capsys.readouterr().err)
+    assert code == 0 and re.search(
+        r"diverging the training loss rose from [0-2]\.\d+ to 1e\+06: lower optimizer.lr", said
+    )
+
+
 @pytest.mark.parametrize("loss", ["nothing", "later"])
 @pytest.mark.parametrize("evaluator", ["walk", "snapshot"])
 def test_losses_that_are_not_finite_end_the_run(evaluator, loss, train, own, models, tmp_path, capsys):
@@ -647,7 +664,8 @@ def test_a_step_without_a_finite_loss_is_skipped(train, own, capsys):
     code, run = train("llama", "mezo", *MEZO, own("sometimes"), "log_every=3", steps=6)
     assert code == 0
     assert all(0 < loss < 100 for loss in losses_of(run))  # of the steps that were measured
-    capsys.readouterr()
+    skipped = json.loads((run / "summary.json").read_text("utf-8"))["skipped_steps"]
+    assert skipped > 0 and f"skipped {skipped} of 6 steps, whose losses were not" in told(capsys.readouterr().err)
     assert gradientless("replay", str(run)) == 0
     assert "bit-equal to the run yes" in told(capsys.readouterr().out)
 

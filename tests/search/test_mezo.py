@@ -744,6 +744,15 @@ def test_a_diverging_run_says_what_to_lower():
     assert len(told) == 1
 
 
+def test_a_run_that_explodes_among_its_first_steps_says_so():
+    params = make_params()
+    optimizer = MeZO(params.items(), lr=1e-4, eps=0.1)
+    closure = Closure(params, lambda p, t: 0.7 if t < 5 else 1e4)
+    with pytest.warns(UserWarning, match=r"the loss must not grow, got about \d+ at step 6 after 0.7 over the first 5"):
+        for closure.t in range(10):
+            optimizer.step(closure)
+
+
 def test_a_resumed_run_warns_as_the_straight_one(tmp_path):
     """From the state, from the log, and never twice."""
 

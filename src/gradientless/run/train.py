@@ -77,7 +77,7 @@ class Progressed:
     best_step: int = -1
     best_accuracy: float = -1.0  # or whatever ranks the evaluations: `Run.ranked`
     best_loss: float = float("inf")
-    first_loss: float | None = None  # mean training loss of the first steps that were logged
+    first_loss: float | None = None  # mean training loss of the first steps that were logged, or that of the first step
     risen: int = 0  # logs in a row whose mean loss stood far above the first
     stale: int = 0  # evaluations since the best one
     ended: bool = False
@@ -312,6 +312,8 @@ class Run:
                 )
                 if self.forward is None or not math.isnan(loss):  # which a skipped step reports
                     done.loss_sum, done.loss_count = done.loss_sum + loss, done.loss_count + 1
+                    if done.first_loss is None and math.isfinite(loss):
+                        done.first_loss = loss
                 last = done.step == self.steps
                 if done.step % config.log_every == 0 or last:
                     mean = done.loss_sum / done.loss_count if done.loss_count else math.nan
@@ -360,10 +362,16 @@ class Run:
         for name, value in values.items():
             events.add_scalar(f"{split}/{name}", value, self.done.step)
 
+    @property
+    def skipped(self) -> int:
+        """Steps that changed nothing, since a loss was not finite."""
+        return getattr(self.forward, "skipped", 0)
+
     def warn_of_divergence(self, mean: float) -> None:
         """Say what to lower when the training loss stays far above where it began."""
         done = self.done
-        if done.first_loss is None and math.isfinite(mean):
+        first = math.nan if done.first_loss is None else done.first_loss
+        if done.step <= self.config.log_every and mean <= first + 10 * abs(first) + 1:  # else it holds an explosion
             done.first_loss = mean
         # A reward's loss may be below zero. To nan, too.
         rose = done.first_loss is not None and not mean <= done.first_loss + 0.5 * abs(done.first_loss) + 0.1
@@ -495,6 +503,9 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
 
 
 def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
+    if run.skipped:
+        told = f"skipped     {run.skipped:,} of {run.done.step:,} steps, whose losses were not finite"
+        run.say(f"{told}: lower optimizer.lr or optimizer.eps, or look at the loss")
     last = run.last if run.last is not None else run.evaluate()
     found = run.set_best()
     with run.folder.replacing(run.folder.model) as place:
@@ -531,6 +542,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         },
         "backward_products": counted.calls if run.forward is None else 0,
         "scheduled_steps": run.steps,
+        "skipped_steps": run.skipped,
         "texts_cut": {split: cut.rows for split, cut in run.cuts.items()},
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",

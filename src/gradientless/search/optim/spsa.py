@@ -431,7 +431,8 @@ class SPSA(ForwardOptimizer):
         """Say once, when losses have grown far beyond those of the first steps, what to lower."""
         if not math.isfinite(loss):
             return
-        if self._seen < _EARLY:
+        exploded = self._seen > 0 and loss > self._first + 10 * abs(self._first) + 1
+        if self._seen < _EARLY and not exploded:  # which is no beginning to compare with
             self._seen += 1
             self._first += (loss - self._first) / self._seen
             self._recent = self._first
@@ -444,7 +445,7 @@ class SPSA(ForwardOptimizer):
             lr, recent, first = self.param_groups[0]["lr"], self._recent, self._first
             warnings.warn(
                 f"{self.name}: the loss must not grow, got about {recent:.3g} at step {self.t} after {first:.3g} "
-                f"over the first {_EARLY}; lower lr ({lr:g}), or average more samples ({self.samples})",
+                f"over the first {self._seen}; lower lr ({lr:g}), or average more samples ({self.samples})",
                 stacklevel=3,
             )
 
