@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,19 +191,38 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return model.base_model  # type: ignore[return-value]
 
 
-def takes_keys_and_values(stack: nn.Module) -> bool:
-    """Whether the stack of layers goes on from keys and values that it is given, also where it reads both ways."""
-    return "past_key_values" in inspect.signature(stack.forward).parameters
+# What a model keeps of the tokens that it has read is given to it under the first of these names that its forward has:
+# the library calls it so, and called it so before.
+_KEPT = ("cache", "past_key_values", "cache_params")
+
+
+def keeps_as(stack: nn.Module) -> str | None:
+    """The argument by which the model goes on from what it kept, also where it reads both ways; None: it keeps nothing.
+
+    Whether it does so rightly is for the caller to see."""
+    known = inspect.signature(stack.forward).parameters
+    return next((name for name in _KEPT if name in known), None)
+
+
+def kept_in(values: Mapping[str, Any]) -> Any:
+    """What a model keeps, among its arguments or in its output, whatever it is called there; None where it is not."""
+    from transformers.cache_utils import Cache
+
+    return next((value for value in values.values() if isinstance(value, Cache)), None)
 
 
 @torch.no_grad()
-def keys_and_values(stack: nn.Module, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What every layer makes of the tokens `ids` [B, T] by themselves: keys and values [B, heads, T, entries]."""
+def keys_and_values(stack: nn.Module, ids: Tensor) -> list[tuple[Tensor, Tensor]] | None:
+    """What every layer makes of the tokens `ids` [B, T] by themselves: keys and values [B, heads, T, entries]; None for
+    a model that goes on from anything else."""
     from transformers import DynamicCache
 
+    name = keeps_as(stack)
+    if name is None:
+        return None
     kept: Any = DynamicCache()  # given, since a model that reads both ways makes none
-    stack(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=kept)
-    return [(layer.keys, layer.values) for layer in kept.layers]
+    stack(input_ids=ids, attention_mask=torch.ones_like(ids), **{name: kept})
+    return [(layer.keys, layer.values) for layer in kept.layers] or None
 
 
 def cache(pairs: Tensor) -> Any:

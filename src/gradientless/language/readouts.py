@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradientless.errors import UserError
+from gradientless.language import backbone
 from gradientless.language.prompting import LabelWords
 
 
@@ -85,7 +87,7 @@ def _behind_shared(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with _states_at(torch.full_like(at[:, :1], width - 1), model.get_decoder()):  # type: ignore[operator]
         out = model(**there, use_cache=True)
     begun = _log_probabilities(out.logits[:, -1][row], targets[:, 0])
-    kept = out.past_key_values
+    kept = backbone.kept_in(out)
     kept.batch_select_indices(row)
     more = (inputs["weights"][:, 1:] > 0).to(mask.dtype)  # [R, K - 1]
     places = seen.sum(dim=1, keepdim=True)[row] + torch.arange(more.shape[1], device=ids.device)
@@ -93,8 +95,8 @@ def _behind_shared(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         input_ids=targets[:, :-1],
         attention_mask=torch.cat([seen[row], more], dim=1),
         position_ids=places,
-        past_key_values=kept,
         use_cache=True,
+        **{_name_of_kept(model): kept},
     ).logits
     rest = [_log_probabilities(*each) for each in zip(logits, targets[:, 1:], strict=True)]
     return torch.cat([begun.unsqueeze(1), torch.stack(rest)], dim=1)
@@ -104,6 +106,15 @@ def _log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     """logits: [N, V]. targets: int64 [N]. Returns float32 [N]."""
     logits = logits.float()
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+def _name_of_kept(model: nn.Module) -> str:
+    name = backbone.keeps_as(model)
+    if name is None:
+        raise UserError(
+            f"model: must go on from what it kept of a text, got {type(model).__name__}, which keeps nothing"
+        )
+    return name
 
 
 READ = ("slots", "targets", "weights", "chosen")  # what says where and what to read is not the model's to see
@@ -141,16 +152,16 @@ def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: i
         keep = going.nonzero()[:, 0]
         if not len(keep) or n + 1 == limit:
             break
-        options = _next(options, out, token.unsqueeze(1))
+        options = _next(model, options, out, token.unsqueeze(1))
         if len(keep) < len(rows) and not whole:
             options, rows, going = _of_rows(options, keep), rows[keep], going[keep]
         out = model(**options)
     return tokens[:, : n + 1]
 
 
-def _next(options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
+def _next(model: nn.Module, options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
     """The model's arguments for one further token [B, 1] of each row."""
-    options = options | {"past_key_values": out.past_key_values}
+    options = options | {_name_of_kept(model): backbone.kept_in(out)}
     if "decoder_input_ids" in options:
         options.pop("input_ids", None)
         return options | {"decoder_input_ids": token, "encoder_outputs": (out.encoder_last_hidden_state,)}
@@ -163,7 +174,7 @@ def _next(options: dict[str, Any], out: Any, token: Tensor) -> dict[str, Any]:
 
 def _of_rows(options: dict[str, Any], keep: Tensor) -> dict[str, Any]:
     """The arguments of `_next` for the rows `keep` alone."""
-    options["past_key_values"].batch_select_indices(keep)
+    backbone.kept_in(options).batch_select_indices(keep)
     chosen: dict[str, Any] = {name: value[keep] for name, value in options.items() if isinstance(value, Tensor)}
     if "encoder_outputs" in options:
         chosen["encoder_outputs"] = (options["encoder_outputs"][0][keep],)

@@ -131,7 +131,7 @@ class _VirtualTokens(AdapterSurface):
 
     def met(self, kwargs: dict[str, Any]) -> bool:
         """Whether the model has read the virtual tokens already: it goes on from what it kept."""
-        kept = kwargs.get("past_key_values")
+        kept = backbone.kept_in(kwargs)
         return kept is not None and kept.get_seq_length() > 0
 
     @contextmanager
@@ -270,12 +270,12 @@ class PrefixSurface(_VirtualTokens):
 
     def first_values(self, ids: Tensor) -> Tensor:
         stack = backbone.decoder_of(self.core)
-        if not backbone.takes_keys_and_values(stack):
+        pairs = backbone.keys_and_values(stack, ids)
+        if pairs is None:
             raise UserError(
                 f"{self.owner}: the model must go on from keys and values, as BERT, RoBERTa and causal ones do, got "
                 f"{self._config.model_type}; surface prompt takes it"
             )
-        pairs = backbone.keys_and_values(stack, ids)
         self._heads, self._entries = pairs[0][0].shape[1], pairs[0][0].shape[3]
         self._layers = len(pairs)
         # [layers, 2, heads, tokens, entries] -> [tokens, layers, 2, heads, entries]
@@ -289,9 +289,11 @@ class PrefixSurface(_VirtualTokens):
                 return (), kwargs | self.masked(kwargs, len(tokens))
             pairs = self.virtual.to(self.dtype).view(-1, self._layers, 2, self._heads, self._entries)
             pairs = pairs.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, len(tokens), -1, -1, -1)
-            return (), kwargs | self.masked(kwargs, len(tokens)) | {"past_key_values": backbone.cache(pairs)}
+            return (), kwargs | self.masked(kwargs, len(tokens)) | {name: backbone.cache(pairs)}
 
-        backbone.decoder_of(self.core).register_forward_pre_hook(give, with_kwargs=True)
+        stack = backbone.decoder_of(self.core)
+        name = backbone.keeps_as(stack)
+        stack.register_forward_pre_hook(give, with_kwargs=True)
 
     def peft_config(self) -> Any:
         from peft import PrefixTuningConfig
