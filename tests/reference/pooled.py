@@ -6,7 +6,7 @@ that it says of a tensor holds for the block: one i, one R, one v_k for each k, 
 
     J(theta) = L(theta) + lambda ||theta||_2                                                        (Eq. 4.3)
 
-What the text leaves open, and the reading taken here:
+Where the text leaves a choice open, this reads the source as:
 
 * theta in Eq. 4.3. In chapters 3 and 4 theta is what is trained as a unit, so for a pool it is the pool, and the norm
   is sqrt(sum of all squares). The sum of the tensors' norms is another function and takes other decisions.
@@ -17,7 +17,7 @@ What the text leaves open, and the reading taken here:
 * The order in the block: that of the parameters as given, each row-major.
 * J(theta_t) in line 9 is asked for first, on the step's own batch; a tie is the first's.
 
-Algorithm 2 on a pool: give `options.trace` the one tensor {"pool": join(params)} and `objective` of its entry "pool".
+Algorithm 2 on a pool: give `options.trace` the one tensor join(params), and a loss that takes it through split.
 """
 
 from __future__ import annotations
@@ -51,11 +51,6 @@ def split(block, like) -> dict[str, np.ndarray]:
     return tensors
 
 
-def objective(loss, like, penalty):
-    """J(block, t) = L(tensors, t) + lambda ||block||_2 (Eq. 4.3); `loss(params, t)` is L."""
-    return lambda block, t: float(loss(split(block, like), t)) + penalty * np.sqrt(np.sum(block**2))
-
-
 def trace(params, loss, steps, direction, *, tries, radius, penalty=0.0, select=None, first=1) -> list[State]:
     """Runs Algorithm 1 on the pool; steps t and positions count from 0, k from 1 as in the listing.
 
@@ -63,8 +58,11 @@ def trace(params, loss, steps, direction, *, tries, radius, penalty=0.0, select=
     direction(t, k): entries of the draw from D over the block, before the radius, in the order of the step's indices.
     radius: R, a number or radius(t). select(t, block): positions in the block, or all where None.
     """
-    J = objective(loss, params, penalty)
     theta = join(params)
+
+    def J(block, t):
+        return float(loss(split(block, params), t)) + penalty * np.sqrt(np.sum(block**2))  # Eq. 4.3
+
     states = []
     for t in range(steps):  # 1: for t = 1, ..., T do
         # 2: for each tensor theta_t do (there is one: the pool)
