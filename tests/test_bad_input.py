@@ -77,11 +77,34 @@ def refused(capsys, tmp_path) -> Callable[[list[str]], list[str]]:
 class TestData:
     def test_missing_file(self, command, refused):
         (line,) = refused(command(data="no-such.csv"))
-        assert line == "no-such.csv: no such file"
+        assert line == "data: file not found, got 'no-such.csv'"
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+    def test_a_pipe_that_nobody_writes_to(self, command, refused, tmp_path):
+        os.mkfifo(tmp_path / "pipe.csv")
+        (line,) = refused(command(data="pipe.csv"))
+        assert line == "data: must be a file, got 'pipe.csv', a pipe that nobody writes to"
+
+    def test_a_name_that_is_no_text(self, command, refused):
+        """What a shell hands on as bytes that are not UTF-8."""
+        (line,) = refused(command(data="b\udcff.csv"))
+        assert line == "arguments: must be text in UTF-8, got b'b\\xff.csv'"
+
+    def test_half_a_character(self, command, refused, tmp_path):
+        rows = [json.dumps({"text": "a film" + " \ud83d" * (i == 7), "label": i % 2}) for i in range(20)]
+        (tmp_path / "cut.jsonl").write_text("\n".join(rows))
+        (line,) = refused(command(data="cut.jsonl"))
+        assert line.startswith("cut.jsonl: line 8: must hold whole characters")
+
+    def test_names_that_are_too_long(self, command, refused):
+        (line,) = refused(command(data=f"{'x' * 300}.csv"))
+        assert "got 'xxx" in line and "too long" in line
+        for more in (["--out", "x" * 300], ["--model", "x" * 300], ["x" * 300]):
+            assert len(refused([*command(), *more])) == 1
 
     def test_missing_validation_file(self, command, refused):
         (line,) = refused(command("--validation", "no-such.csv"))
-        assert line == "no-such.csv: no such file"
+        assert line == "data: file not found, got 'no-such.csv'"
 
     @pytest.mark.parametrize(("option", "what"), [("--text-column", "txt"), ("--label-column", "labl")])
     def test_missing_column(self, option, what, command, refused):
@@ -169,13 +192,25 @@ class TestConfiguration:
         assert lines[0] == "steps: must be >= 1, got 0" and lines[1] == "batch_size: must be >= 1, got 0"
         assert len(lines) == 3 and lines[2].startswith("optimizer: unknown optimizer 'gldd'; did you mean 'gld'?")
 
+    @pytest.mark.parametrize("key", ["steps", "batch_size", "forward_passes", "evaluate_every"])
+    @pytest.mark.parametrize("value", [str(2**32), str(2**64), "1" * 5000, f"0x{'f' * 5000}"])
+    def test_counts_that_are_too_large(self, command, refused, key, value):
+        (line,) = refused(command(f"{key}={value}"))
+        assert line.startswith(f"{key}: must be ") and len(line) < 400
+
+    def test_zero_bytes_and_large_numbers_in_a_recipe(self, refused, tmp_path):
+        for text in ('model = "a\\u0000b"', f"steps = {'9' * 5000}", f"steps = 0x{'f' * 5000}", f"x = {'[' * 9000}"):
+            (tmp_path / "recipe.toml").write_text(text)
+            (line,) = refused(["train", "recipe.toml", "--out", "run"])
+            assert line.startswith("recipe: 'recipe.toml': ") and len(line) < 400
+
     def test_broken_toml(self, refused, tmp_path):
         (tmp_path / "recipe.toml").write_text("steps = 3\n[optimizer\nname = 'gld'\n")
         (line,) = refused(["train", "recipe.toml", "--out", "run"])
-        assert line.startswith("recipe: 'recipe.toml' must be valid TOML: ") and "line 2" in line
+        assert line.startswith("recipe: 'recipe.toml': must be valid TOML, got: ") and "line 2" in line
         (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00junk")
         (line,) = refused(["train", "recipe.toml", "--out", "run"])
-        assert line == "recipe: must be TOML text in UTF-8, got 'recipe.toml'"
+        assert line == "recipe: must be text in UTF-8, got 'recipe.toml' with byte 0xff at position 0"
 
     def test_unknown_model_while_offline(self, command, refused):
         (line,) = refused(command(model="nobody/no-such-model"))

@@ -13,7 +13,9 @@ import pytest
 import gradientless
 
 ROOT = Path(gradientless.__file__).parent
-BOTH_WINGS = {"gradientless.delta", "gradientless.errors"}  # all that a wing may know beyond itself
+BOTH_WINGS = {
+    f"gradientless.{name}" for name in ("delta", "errors", "inputs", "terminal")
+}  # all that a wing may know beyond itself
 
 FLOORS = {  # the first pattern that a module begins with; a folder stands on one floor
     "gradientless.search": [
@@ -128,7 +130,7 @@ def test_nobody_below_knows_the_run_and_nobody_the_command_line():
         assert not {found for found in above if wing(found) == "gradientless.cli"}, name
         assert wing(name) == "gradientless.run" or not above, name
     assert {wing(name) for name in FILES} == {
-        "gradientless", "gradientless.__main__", "gradientless.cli", "gradientless.delta", "gradientless.errors",
+        "gradientless", "gradientless.__main__", "gradientless.cli", *BOTH_WINGS,
         "gradientless.integrations", "gradientless.language", "gradientless.run", "gradientless.search",
     }  # fmt: skip
 

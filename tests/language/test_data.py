@@ -125,7 +125,7 @@ def test_bad_files_are_told_in_one_line(tmp_path, name, content, message):
 
 
 def test_missing_files_and_unseen_labels(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="file not found"):
         load_table(tmp_path / "none.csv")
     with pytest.raises(UserError, match=r"must hold train\.csv"):
         load_table(tmp_path)

@@ -99,7 +99,7 @@ def test_finding_a_task(tmp_path):
     assert isinstance(find_task("sst2"), TASKS["sst2"])
     with pytest.raises(UserError, match="task: unknown task 'sst22'; did you mean 'sst2'"):
         find_task("sst22")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="file not found"):
         find_task(str(tmp_path / "none.toml"))
     assert TASKS["sst2"]().prompt("causal", "mezo").text == "{text} It was {label}"
     with pytest.raises(UserError, match=r"squad: unknown prompt 'masked'\. Known: causal, text-to-text"):

@@ -239,7 +239,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("more", "line"),
         [
-            (["--data", "no-such.csv"], "no-such.csv: no such file"),
+            (["--data", "no-such.csv"], "data: file not found, got 'no-such.csv'"),
             (["--text-column", "reviw"], "did you mean 'review'?"),
             (["optimizer.radius=-1"], "GLD: radius must be > 0"),
             (["optimizer.entries=0"], "entries must be"),
@@ -354,5 +354,7 @@ def test_assets_tells_without_fetching(capsys, monkeypatch, tmp_path):
 
 def test_resume_must_name_a_run(tmp_path, capsys):
     assert run("train", "--out", str(tmp_path / "typo"), "--resume") == 2
-    assert capsys.readouterr().err == f"--resume: must name the folder of a run with --out, got '{tmp_path / 'typo'}'\n"
+    told = capsys.readouterr().err
+    assert told.startswith(f"--resume: must find a run to continue, got none in '{tmp_path / 'typo'}'")
+    assert run("train", "starter", "--seed", "3", "--out", str(tmp_path / "typo"), "--resume") == 2
     assert not (tmp_path / "typo").exists()

@@ -225,7 +225,7 @@ class TestRecipes:
     def test_binary_junk(self, tmp_path):
         file = tmp_path / "r.toml"
         file.write_bytes(b"\xff\xfe\x00")
-        assert lines(file) == [f"recipe: must be TOML text in UTF-8, got '{file}'"]
+        assert lines(file) == [f"recipe: must be text in UTF-8, got '{file}' with byte 0xff at position 0"]
 
     def test_extends_a_recipe_beside_it(self, tmp_path):
         (tmp_path / "base.toml").write_text("extends = 'thesis'\nsteps = 7\n")

@@ -98,7 +98,7 @@ def test_an_absent_class_is_one_line(task, tmp_path):
         (["data.subset=all"], "data.subset: must be [train, validation] or"),
         (["data.subset=[5, 5]", "data.few_shot=2"], "data.subset: must not stand beside data.few_shot, got [5, 5]"),
         (["data.split_seed=-1"], "data.split_seed: must be >= 0, got -1"),
-        (["task=no-such.toml"], "no-such.toml: no such file"),
+        (["task=no-such.toml"], "task: file not found, got 'no-such.toml'"),
     ],
 )
 def test_mistakes_are_one_line(overrides, line):

@@ -7,9 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from gradientless.errors import UserError
+from gradientless.inputs import halves
 
 INSTALL = "gradientless: the package '{}' is missing; install it with: pip install 'gradientless[run]'"
 EXTRA = {"click", "datasets", "huggingface_hub", "matplotlib", "pydantic", "rich", "safetensors"}
@@ -17,6 +18,7 @@ EXTRA |= {"tensorboard", "tokenizers", "tomli", "tomli_w", "transformers", "type
 
 try:
     from gradientless.cli.options import STOPPED, app
+    from gradientless.terminal import plain, say_on_stderr
 except ModuleNotFoundError as error:
     raise SystemExit(INSTALL.format(error.name)) from None
 
@@ -29,25 +31,33 @@ __all__ = ["INSTALL", "STOPPED", "app", "main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. A `UserError` is printed, one line each, and ends with exit code 2."""
     kept, warnings.formatwarning = warnings.formatwarning, _one_line_warning
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(args=None if arguments is None else list(arguments))
+        for argument in given:
+            if halves(argument):  # how Python holds bytes that are no UTF-8
+                raise UserError(f"arguments: must be text in UTF-8, got {os.fsencode(argument)!r}")
+        app(args=given)
     except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
-        print(INSTALL.format(error.name.partition(".")[0]), file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(INSTALL.format(error.name.partition(".")[0]))
+    except MemoryError:
+        _end("memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model")
     except Exception as error:
-        if not _is_of_a_full_disk(error):
+        if _is_of_a_full_disk(error):
+            _end("disk: must have room, got none left; free some, then repeat the command (a run: --resume)")
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        print(
-            "disk: must have room, got none left; free some, then repeat the command (a run: --resume)", file=sys.stderr
-        )
-        raise SystemExit(2) from None
+        _end(f"file: must be one that can be used, got '{error.filename!s:.200}' ({error.strerror})")
     finally:
         warnings.formatwarning = kept
+
+
+def _end(line: str) -> NoReturn:
+    say_on_stderr(line)
+    raise SystemExit(2) from None
 
 
 def _is_of_a_full_disk(error: Exception) -> bool:
@@ -58,4 +68,4 @@ def _is_of_a_full_disk(error: Exception) -> bool:
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
     """A warning as its reader needs it: without the place in the code."""
-    return f"{' '.join(str(message).split())}\n"
+    return f"{plain(' '.join(str(message).split()))}\n"

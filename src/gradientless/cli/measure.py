@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from gradientless.cli.options import (
     split_arguments,
 )
 from gradientless.errors import UserError, unknown
+from gradientless.terminal import say, say_on_stderr
 
 
 @app.command()
@@ -75,12 +75,11 @@ def compare(
     gradientless compare --task sst2 --model starter:minilm --methods linear-probe,head=adamw \\
         --forward-passes 3000 head:surface.name=head --out runs/probe
     """
-    from rich.console import Console
-
     from gradientless.run.compare import compare as compare_all
     from gradientless.run.compare import configurations, read_methods
     from gradientless.run.runfolder import free_name
     from gradientless.run.train import Stopped
+    from gradientless.terminal import Console
 
     flags: dict[str, Any] = {
         **data_flags(task, data, text_column, text_pair_column, label_column, validation),
@@ -101,10 +100,10 @@ def compare(
     try:
         found = compare_all(chosen, configs, place)
     except Stopped as stopped:
-        print(f"stopped at step {stopped.step:,}; continue with the same command and --out {place}", file=sys.stderr)
+        say_on_stderr(f"stopped at step {stopped.step:,}; continue with the same command and --out {place}")
         raise typer.Exit(STOPPED) from None
     found.show(Console())
-    print(f"saved       {place / 'compare.md'}, {place / 'compare.json'}")
+    say(f"saved       {place / 'compare.md'}, {place / 'compare.json'}")
 
 
 def _seeds(text: str) -> list[int]:
@@ -156,10 +155,9 @@ def diagnose(
     """
     import json
 
-    from rich.console import Console
-
     from gradientless.run.config import DEFAULT_RECIPE, RunConfig
     from gradientless.run.diagnose import diagnose_run
+    from gradientless.terminal import Console
 
     forms = ("table", "markdown", "json")
     if form not in forms:
@@ -179,7 +177,7 @@ def diagnose(
     if form == "table":
         found.show(Console())
     else:
-        print(found.markdown() if form == "markdown" else json.dumps(found.data()))
+        say(found.markdown() if form == "markdown" else json.dumps(found.data()))
 
 
 # --- profile -------------------------------------------------------------------------------------------------------
@@ -229,9 +227,8 @@ def profile(
     gradientless profile --surface k_lst,side_lora --optimizer adamw surface.k=3 --batch-size 32 --out runs/profile
     gradientless profile --model starter:minilm --model starter:smollm2 --fits 4GiB
     """
-    from rich.console import Console
-
     from gradientless.run import profile as measuring
+    from gradientless.terminal import Console
 
     limit = None if fits is None else measuring.read_size(fits)
     flags = {"batch_size": batch_size, "data.max_length": length, "dtype": dtype, "device": device}

@@ -9,6 +9,7 @@ import typer
 
 from gradientless.cli.options import app
 from gradientless.errors import UserError, unknown
+from gradientless.terminal import say
 
 KINDS = ("tasks", "models", "optimizers", "surfaces", "schedules", "recipes")
 
@@ -31,9 +32,9 @@ def list_names(
         rows = _names(each)
         width = max(map(len, rows))
         if kind is None:
-            print(f"{each}:")
+            say(f"{each}:")
         for name, about in rows.items():
-            print(f"{'' if kind else '  '}{name:<{width}}  {about}")
+            say(f"{'' if kind else '  '}{name:<{width}}  {about}")
 
 
 def _names(kind: str) -> dict[str, str]:
@@ -110,5 +111,5 @@ def assets(
             if status.path
             else f"absent ({asset.size / 1e6:.0f} MB to fetch)"
         )
-        print(f"{status.name:<14} {asset.about}; {asset.distribution} {asset.version}; {asset.licence}; {there}")
-    print(f"cache: {starter.cache_folder()}")
+        say(f"{status.name:<14} {asset.about}; {asset.distribution} {asset.version}; {asset.licence}; {there}")
+    say(f"cache: {starter.cache_folder()}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from gradientless.inputs import is_file
+from gradientless.terminal import say
 
 STOPPED = 130  # the exit code after a stop signal, so that `train && predict` does not go on
 
@@ -26,7 +28,7 @@ DATA, MODEL, METHOD, MACHINE = "Data", "Model", "Method and length", "Machine an
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"gradientless {version('gradientless')}")
+        say(f"gradientless {version('gradientless')}")
         raise typer.Exit
 
 
@@ -88,6 +90,6 @@ def data_flags(
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe, if any, and the key=value overrides. A recipe's path may hold an equals sign."""
-    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+    if arguments and ("=" not in arguments[0] or is_file(arguments[0])):
         return arguments[0], list(arguments[1:])
     return None, list(arguments)

@@ -21,6 +21,7 @@ from gradientless.cli.options import (
     data_flags,
 )
 from gradientless.errors import UserError, unknown
+from gradientless.terminal import plain, say, say_on_stderr
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or a saved model's folder.", show_default=False)
@@ -29,10 +30,6 @@ BatchSize = Annotated[
     int | None,
     typer.Option(help="Texts at a time; without it as many as 1,024 tokens hold (on an accelerator 65,536)."),
 ]
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 @app.command("eval")
@@ -75,14 +72,14 @@ def evaluate(
     else:
         config = RunConfig.load(None, (), flags)
     splits = load_splits(config)
-    found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=_to_stderr)
+    found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=say_on_stderr)
     if as_json:
-        print(json.dumps(found))
+        say(json.dumps(found))
         return
     del found["texts_cut"]  # of which a line was said, if there were any
     for name, value in found.items():
         shown = f"{100 * value:.2f}%" if name in ("accuracy", "f1") else f"{value:.4f}" if name == "loss" else value
-        print(f"{name:<10} {shown}")
+        say(f"{name:<10} {shown}")
 
 
 @app.command()
@@ -132,7 +129,7 @@ def predict(
         texts, pairs = read_texts(file, text_column, text_pair_column)
     elif file is None and not texts:
         if sys.stdin.isatty():
-            print("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr)
+            say_on_stderr("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).")
         texts = lines_of(sys.stdin.buffer.read(), "standard input")
     own = predictions.answers_rows(run)  # choices or answers stand in the rows
     if file is not None and table:
@@ -142,13 +139,14 @@ def predict(
             texts, pairs = read_texts(file, text_column, text_pair_column)
     if own:
         rows = rows or [Example(text, 0) for text in texts or ()]
-        found = predictions.predict_rows(run, rows, batch_size, device, _to_stderr)
+        found = predictions.predict_rows(run, rows, batch_size, device, say_on_stderr)
         answer = "".join(predictions.render_answers(form, rows, *found))
     else:
-        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device, _to_stderr)
+        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device, say_on_stderr)
         answer = "".join(render(form, texts or (), pairs, labels, probabilities))
     if out is None:
-        sys.stdout.write(answer)
+        # Whoever reads a pipe or a file wants the texts as they were.
+        sys.stdout.write(plain(answer) if sys.stdout.isatty() else answer)
         return
     from gradientless.run.runfolder import write_atomically
 
@@ -172,14 +170,14 @@ def replay(
     gradientless replay runs/thesis
     gradientless replay runs/thesis --base models/distilbert --out audit/
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from gradientless.run.replay_run import replay_run
     from gradientless.run.runfolder import RunFolder
+    from gradientless.terminal import Console, Told
 
     folder = RunFolder.open(run)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("replaying", total=None)
 
@@ -193,7 +191,7 @@ def replay(
         found = replay_run(run, base, folder.path / "replayed" if out is None else out, progress)
     width = max(20, *map(len, found))
     for name, value in found.items():
-        print(f"{name:<{width}} {value}")
+        say(f"{name:<{width}} {value}")
 
 
 @app.command()
@@ -211,4 +209,4 @@ def export(
     from gradientless.run.replay_run import export_run
 
     for name, value in export_run(run, out, dtype).items():
-        print(f"{name:<20} {value}")
+        say(f"{name:<20} {value}")

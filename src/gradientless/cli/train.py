@@ -28,6 +28,7 @@ from gradientless.cli.options import (
     split_arguments,
 )
 from gradientless.errors import UserError
+from gradientless.terminal import say_on_stderr
 
 if TYPE_CHECKING:
     from gradientless.run.config import RunConfig
@@ -144,32 +145,28 @@ def train(
     }
     recipe, overrides = split_arguments(arguments or [])
     named = recipe is not None
-    if resume and recipe is None and out is not None:
-        if RunFolder(Path(out)).holds_run():
-            recipe = str(RunFolder(Path(out)).config)
-        elif not overrides and all(value is None for key, value in flags.items() if key != "out"):
-            raise UserError(f"--resume: must name the folder of a run with --out, got '{out}'")
+    if resume and recipe is None and out is not None and RunFolder(Path(out)).holds_run():
+        recipe = str(RunFolder(Path(out)).config)
     config, folder, fresh = _open_run(RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume)
     if not named and not resume and (line := _inherited(config, overrides, flags)):
-        print(line, file=sys.stderr)
+        say_on_stderr(line)
     for note in config.notes if named else ():  # who named no recipe did not mean anything of it
-        print(note, file=sys.stderr)
+        say_on_stderr(note)
     try:
         if not yes:
             _agree_to_fetch(config)
-        from rich.console import Console
-
         from gradientless.run import report
         from gradientless.run.train import Stopped
         from gradientless.run.train import train as train_run
+        from gradientless.terminal import Console
 
         try:
             summary = train_run(config, folder, resume)
         except Stopped as stopped:
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
-            print(f"stopped, with everything saved at {stopped.where}; continue with: {command}", file=sys.stderr)
+            say_on_stderr(f"stopped, with everything saved at {stopped.where}; continue with: {command}")
             raise typer.Exit(STOPPED) from None
-    except UserError:
+    except (UserError, OSError, MemoryError):
         if fresh:
             folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
         raise
@@ -206,7 +203,11 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
     if folder.whole is not None:
         raise UserError(f"out: must be a run, got a stage of '{folder.whole.path}', which --resume continues")
     fresh = not folder.holds_run()
-    if resume and not fresh:
+    if resume and fresh:
+        raise UserError(
+            f"--resume: must find a run to continue, got none in '{place}'; without --resume one starts there"
+        )
+    if resume:
         stored = RunConfig.load(folder.config)
         if lines := config.differences(stored):
             raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
@@ -218,7 +219,7 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
 
 def _name(config: RunConfig) -> str:
     """A folder's name that says what the run is: task or data, optimizer, seed."""
-    data = Path(config.task or config.data.path or "data").stem
+    data = Path(config.task or config.data.path or "data").stem[:100]
     methods = [stage.config.optimizer.name for stage in config.staged] or [config.optimizer.name]
     optimizer = "-".join(name.rpartition(":")[2] for name in methods)
     return f"{data}-{optimizer}-seed{config.seed}"

@@ -117,7 +117,7 @@ def _class_names(path: Path, column: str, values: Sequence[str | int]) -> tuple[
 
 
 def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return text.removeprefix("-").isdecimal() and len(text) < 400  # Python itself counts no further than some thousand
 
 
 def _examples(table: Table, columns: Columns, names: tuple[str, ...]) -> list[Example]:

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
 from gradientless.language.starter import cache_folder
+from gradientless.terminal import Console, Told
 
 VERSION = 1  # raise it when the same key would mean other numbers
 
@@ -222,7 +222,7 @@ def _fill(
     title: str,
 ) -> None:
     order = np.argsort(encoded.lengths, kind="stable")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         file = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

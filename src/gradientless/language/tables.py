@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradientless.errors import UserError, unknown
+from gradientless.inputs import halves, read_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -69,12 +70,7 @@ def read_table(path: Path) -> Table:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    raw = read_file(path, "data")
     if not raw.strip():
         raise UserError(f"{path}: the file is empty")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -155,6 +151,8 @@ def _from_json_lines(path: Path, content: str) -> Table:
             raise UserError(f"{path}: line {line}: not valid JSON ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: line {line}: must be a JSON object, got {type(values).__name__}")
+        if "\\ud" in text.lower() and halves(json.dumps(values, ensure_ascii=False)):
+            raise UserError(f"{path}: line {line}: must hold whole characters, got half of a surrogate pair (\\ud8…)")
         columns.update(dict.fromkeys(values))
         rows.append(Row(line, values))
     return Table(path, tuple(columns), rows)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from gradientless.errors import UserError, unknown
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.language.splits import held_out
@@ -31,6 +29,7 @@ from gradientless.run.runfolder import RunFolder, write_atomically, write_json
 from gradientless.run.train import train
 from gradientless.run.untuned import WAYS
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+from gradientless.terminal import Console
 
 SURFACE = "full"  # what tuned methods tune where nobody says: all of the model, prompted where it has a prompt
 SHARED = ("task", "data", "seed", "out")  # the same for every method, but for data.max_length

@@ -47,8 +47,9 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+MOST = 2**32  # steps, which the noise counts with 32 bits, and everything else that is counted
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, lt=MOST)]
+Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
@@ -688,6 +689,7 @@ def _requirement(message: str) -> str:
         ("a valid dictionary or instance of", "a table of"),
         ("a finite number", "a finite number"),
         ("a valid tuple", "a list"),
+        ("Unable to parse input string as an integer, exceeded maximum size", "must be a whole number of 64 bits"),
     ):
         message = message.replace(long, short)
     return re.sub(r", (unable to|got a number with).*| of \w+Config$", "", message)

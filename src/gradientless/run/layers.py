@@ -16,18 +16,13 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gradientless.errors import UserError, unknown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from gradientless.inputs import is_file, read_text, toml
 
 LENGTHS = ("steps", "forward_passes", "epochs")  # the shortest of those that are given ends a run
 
@@ -43,47 +38,45 @@ def recipes() -> dict[str, str]:
     return dict(sorted(texts.items()))
 
 
-def read_recipe(recipe: str | Path, within: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """The recipe's values, with those of the recipe that it `extends` beneath them. Raises UserError."""
-    file, name = Path(recipe), str(recipe)
-    if file.is_file():
-        try:
-            text = file.read_text("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"recipe: must be TOML text in UTF-8, got '{name}'") from None
-        except OSError as error:
-            raise UserError(f"recipe: must be a readable file, got '{name}' ({error.strerror})") from None
-    elif name in recipes():
-        text = recipes()[name]
-    elif file.suffix == ".toml" or len(file.parts) > 1:
-        raise UserError(f"recipe: file not found, got '{name}'. Built-in recipes: {', '.join(recipes())}")
-    else:
-        raise unknown("recipe", "recipe", name, recipes())
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe: '{name}' must be valid TOML: {one_line(error)}") from None
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    within = (*within, str(file.resolve()) if file.is_file() else name)
-    wrong = UserError(f"recipe: '{name}' must extend another recipe by name or file, got {shown(base)}")
-    if not isinstance(base, str):
-        raise wrong
-    beside = file.parent / base
-    below = str(beside.resolve()) if file.is_file() and beside.is_file() else base
-    if below in within:
-        raise wrong
-    return stack(read_recipe(below, within), values)[0]
+    name, above = str(recipe), dict[str, dict[str, Any]]()  # the recipes by where they stand, the extending one first
+    while True:
+        file = Path(name)
+        values = toml(_text_of(name), f"recipe: '{name}'")
+        above[str(file.resolve()) if is_file(file) else name] = values
+        base = values.pop("extends", None)
+        if base is None:
+            break
+        beside = file.parent / str(base)
+        below = str(beside.resolve()) if is_file(file) and is_file(beside) else base
+        if not isinstance(base, str) or below in above:
+            raise UserError(f"recipe: '{name}' must extend another recipe by name or file, got {shown(base)}")
+        name = below
+    *others, found = above.values()
+    for values in reversed(others):
+        found, _ = stack(found, values)
+    return found
+
+
+def _text_of(recipe: str) -> str:
+    """The TOML text of a file or of a built-in recipe."""
+    if is_file(recipe):
+        return read_text(Path(recipe), "recipe")
+    if recipe in recipes():
+        return recipes()[recipe]
+    if recipe.endswith(".toml") or len(Path(recipe).parts) > 1:
+        raise UserError(f"recipe: file not found, got '{recipe}'. Built-in recipes: {', '.join(recipes())}")
+    raise unknown("recipe", "recipe", recipe, recipes())
 
 
 def parse_value(text: str) -> Any:
     """A value of the command line: TOML if it is TOML, a number as Python writes it (.5), else text."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = toml(f"value = {text}", "override")
         if list(parsed) == ["value"]:
             return parsed["value"]
-    except tomllib.TOMLDecodeError:  # so it is plain text, such as a path or a name
+    except UserError:  # so it is plain text, such as a path or a name
         if re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)([eE][+-]?\d+)?", text.strip()):
             return float(text)
     return text

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradientless.errors import UserError
+from gradientless.inputs import read_file
 
 if TYPE_CHECKING:
     from gradientless.language.tasks import Example
@@ -146,12 +147,7 @@ def read_texts(
             return texts, None
         table.require(text_pair_column, "second text")
         return texts, [table.text(row, text_pair_column) for row in table.rows]
-    try:
-        return lines_of(path.read_bytes(), str(file)), None
-    except FileNotFoundError:
-        raise UserError(f"file: file not found, got '{file}'") from None
-    except OSError as error:
-        raise UserError(f"file: must be readable, got '{file}' ({error.strerror})") from None
+    return lines_of(read_file(path, "file"), str(file)), None
 
 
 def lines_of(content: bytes, source: str) -> list[str]:

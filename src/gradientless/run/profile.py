@@ -29,7 +29,7 @@ from gradientless.errors import UserError, unknown
 from gradientless.run.config import RunConfig, optimizer_options
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from gradientless.terminal import Console
 
 TASK = "sst2"  # whose prompts and number of labels stand for any; its rows are not read
 INFERENCE = "inference"
@@ -541,9 +541,10 @@ def _filled(lines: list[list[str]]) -> list[list[str]]:
 
 def _show(console: Console, cells: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
+
+    from gradientless.terminal import Console
 
     head, *body = cells
     failed = head[-1] == WHY  # said below: a terminal is too narrow for it
@@ -626,9 +627,11 @@ def _require_some(rows: Sequence[Measured]) -> None:
 @contextlib.contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[Case], Case]]:
     """What is measured, told on `console` while it is."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    from gradientless.terminal import Told
+
+    columns = (Told(), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task, done = bar.add_task("measuring", total=total), iter(range(total))
 

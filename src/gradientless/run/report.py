@@ -14,7 +14,7 @@ from gradientless.errors import UserError
 from gradientless.run.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from gradientless.terminal import Console
 
 SAMPLE = "a gripping, beautifully acted film"
 

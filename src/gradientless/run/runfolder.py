@@ -39,12 +39,12 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
+from gradientless.terminal import say_on_stderr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,11 +53,6 @@ if TYPE_CHECKING:
 CHECKPOINT, BEST = "checkpoint", "best"
 FORMAT = 1
 PACKAGES = ("gradientless", "torch", "numpy", "numba", "scipy", "transformers", "tokenizers", "safetensors", "datasets")
-
-
-def say_on_stderr(line: str) -> None:
-    """Where a run folder says what it repaired."""
-    print(line, file=sys.stderr)
 
 
 class RunFolder:

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from gradientless.errors import UserError
@@ -47,6 +46,7 @@ from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.optim.spsa import NotFinite
 from gradientless.search.trajectory import Trajectory
+from gradientless.terminal import Console, Told
 
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
@@ -589,8 +589,8 @@ class _bar:
             left = 1 - run.done.step / run.steps
             cost = f"{passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes"
             self._console.print(f"expected    {cost}, {run.memory.highest:.0f} MiB above the model", highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+        columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, Told("{task.fields[note]}"), console=self._console)
         task = self._progress.add_task("training", total=run.steps, completed=run.done.step, note="")
         self._progress.start()
         begin, before = time.perf_counter(), run.done.forward_passes

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from gradientless.errors import UserError, unknown
+from gradientless.inputs import halves
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Example:
     choices: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     group: str | None = None
+
+    def __post_init__(self) -> None:
+        for text in (self.text, self.text_pair or "", *self.fields.values(), *self.choices, *self.answers):
+            if not text.isascii() and halves(text):
+                raise UserError(
+                    f"example: texts must hold whole characters, got half of a surrogate pair in {text!r:.60}"
+                )
 
     def value(self, name: str) -> str:
         """The text of the row that a template calls `name`. Raises `UserError` that lists the names there are."""

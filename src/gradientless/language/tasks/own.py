@@ -16,20 +16,15 @@ for one family of models.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gradientless.errors import UserError, unknown
+from gradientless.inputs import is_file, read_text, toml
 from gradientless.language.tables import SUFFIXES, Row, Table, read_table
 from gradientless.language.tasks.base import KINDS, Example, Prompt, Splits
 from gradientless.language.tasks.records import RecordTask, accepted
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FAMILIES = ("causal", "masked", "text-to-text")
 _TEXT = {"name", "kind", "data", "validation", "label", "answers", "licence", "text", "score", "answer"}
@@ -129,16 +124,7 @@ def read_task(path: Path) -> OwnTask:
 
     Raises `UserError` for everything that is wrong with the file, one line for each fault.
     """
-    try:
-        stated = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: must be UTF-8 text, got something else") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML ({error})") from None
+    stated = toml(read_text(path, "task"), f"{path}")
     faults = _faults(path, stated)
     prompts: dict[str, Prompt] = {}
     if not faults:
@@ -167,7 +153,7 @@ def _faults(path: Path, stated: Mapping[str, Any]) -> list[str]:
             faults.append(f"{key} must be given, got nothing")
     if isinstance(data := stated.get("data"), str) and not (path.parent / data).exists():
         faults.append(f"data must be a file or a folder, got '{data}', which is not there")
-    if isinstance(held := stated.get("validation"), str) and not (path.parent / held).is_file():
+    if isinstance(held := stated.get("validation"), str) and not is_file(path.parent / held):
         faults.append(f"validation must be a file ({', '.join(SUFFIXES)}), got '{held}', which is not there")
     kind = stated.get("kind", KINDS[0])
     if kind not in KINDS:
