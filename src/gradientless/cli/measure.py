@@ -172,8 +172,7 @@ def diagnose(
     }
     recipe, overrides = split_arguments(arguments or [])
     config = RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags)
-    say = Console(stderr=True, highlight=False).print
-    found = diagnose_run(config, say, noise=noise, draws=draws, eps=eps)
+    found = diagnose_run(config, say_on_stderr, noise=noise, draws=draws, eps=eps)
     if form == "table":
         found.show(Console())
     else:
