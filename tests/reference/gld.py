@@ -9,7 +9,8 @@ Algorithm 1 (`options=None`), for each block in turn:
     m <- mu m + (1 - mu) w u                                                             (chapter 5; u the move made)
 
 Algorithm 2 (`options=(m, levels)`), for each block in turn, the others at the first option of every level:
-    under every leaf of the tree of options the same K + 1 candidates; the m best become the leaf's children;
+    under leaf j of the tree of options, from the left, its own K + 1 candidates, those of the draws j K + k; the m best
+    become the leaf's children;
     theta <- theta + p*;  psi(theta) <- psi(p*);  p* the first-level option with the lowest loss under it.
     `confirm`: only if that loss is below J(theta) on this batch, else psi(theta) <- psi(first option), displaced by it.
 
@@ -35,6 +36,7 @@ Reads the source as:
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -158,16 +160,17 @@ def trace(
             return largest(np.asarray(importance(tensors(theta), block, t)), s)
         raise ValueError(how)
 
-    def perturbations(block, t, i) -> list[Option]:
+    def perturbations(block, t, i, leaf=0) -> list[Option]:
         """v_k on the entries i, k = 0 .. K-1."""
         result = []
         r = of(radius, block) * (of(schedule, block)(t) if schedule else 1.0)
         for k in range(of(candidates, block)):
-            z = flat({name: tensor_noise(noise, shapes[name], seed, name, t, k) for name in blocks[block]}, block)
+            draw = leaf * of(candidates, block) + k
+            z = flat({name: tensor_noise(noise, shapes[name], seed, name, t, draw) for name in blocks[block]}, block)
             r_k = 2.0**-k * r
             v_k = np.zeros(size[block])
             v_k[i] = r_k * z[i]
-            result.append(Option(v_k, ((r_k, t, k),)))
+            result.append(Option(v_k, ((r_k, t, draw),)))
         return result
 
     def objective(vectors, block, t) -> float:
@@ -199,10 +202,11 @@ def trace(
 
     def algorithm_2(block, t, i, standing, losses) -> int:
         width, _ = options
+        leaves = itertools.count()
 
         def compute_option_loss(theta_p, p) -> float:
             if not p.children:
-                proposed = [Option(np.zeros(size[block])), *perturbations(block, t, i)]
+                proposed = [Option(np.zeros(size[block])), *perturbations(block, t, i, next(leaves))]
                 for c in proposed:
                     c.loss = objective({**standing, block: theta_p + c.values}, block, t)
                     losses.append(c.loss)

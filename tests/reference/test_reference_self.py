@@ -139,7 +139,7 @@ def test_options_by_hand():
     assert states[1].losses["w"] == [6.0, 5.0, 5.0, 1.0]
     assert states[2].losses["w"] == [2.0, 3.0, 3.0, 7.0]
     assert gld.tree(states[0].options["w"]) == [(((1.0, 0, 0),), []), ((), [])]
-    assert gld.tree(states[1].options["w"]) == [(((1.0, 1, 0),), []), ((), [])]
+    assert gld.tree(states[1].options["w"]) == [(((1.0, 1, 1),), []), ((), [])]  # drawn under the second leaf
     assert gld.tree(states[2].options["w"]) == [((), []), (((1.0, 2, 0),), [])]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -306,3 +309,29 @@ def test_backend_must_fit_the_device():
     assert set(BACKENDS) == {"auto", "torch", "numba"}
     with pytest.raises(UserError, match="noise: backend numba must be on device cpu, got meta"):
         Noise(0, backend="numba").fill("w", 0, 0, 0, 3, device="meta")
+
+
+THREADS = """
+import threading, torch
+from gradientless.search.optim import GLD, MeZO, STP
+torch.set_num_threads(2)
+def job(kind, dtype):
+    w = torch.nn.Parameter(torch.ones(1 << 17, dtype=dtype))
+    optimizer = kind([("w", w)], check=False)
+    for _ in range(12):
+        optimizer.step(lambda: float(w.detach()[:9].float().sum()))
+for kind, dtype in [(GLD, torch.float32), (MeZO, torch.float32), (STP, torch.bfloat16), (MeZO, torch.bfloat16)]:
+    several = [threading.Thread(target=job, args=(kind, dtype)) for _ in range(3)]
+    [thread.start() for thread in several]
+    [thread.join() for thread in several]
+print("fine")
+"""
+
+
+def test_several_threads_may_search_at_a_time():
+    """Under numba's own layer, which two threads may not enter together: they were killed, or waited for ever."""
+    threads = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env={**os.environ, **threads}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "fine", done.stderr[-2000:]

@@ -263,7 +263,8 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
         if config.batch_size * largest < SHARED_FROM:
             torch.set_num_threads(1)
     step, times = optimize(), []
-    for t in range(1 + steps):  # the first makes what an optimizer keeps
+    levels = (config.optimizer.arguments.get("options") or (1, 0))[1]
+    for t in range(1 + levels + steps):  # the first makes what an optimizer keeps; options grow until the last level
         begin = time.perf_counter()
         step(rows.objective(t, noise))
         if device.startswith("cuda"):
@@ -289,7 +290,7 @@ def measure(config: RunConfig, inference: bool = False, steps: int = 5) -> Figur
         start=start,
         tensors=tensors,
         weights=sum(tensor.numel() * tensor.element_size() for tensor in weights) / 2**20,
-        seconds=statistics.median(times[1:]),
+        seconds=statistics.median(times[-steps:]),
         tuned=0 if inference else counted.tuned,
         registered=0 if inference else counted.registered,
         touched=counted.touched if first and not inference else 0,

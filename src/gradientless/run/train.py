@@ -385,29 +385,32 @@ class Run:
             )
 
     def predict_cost(self) -> tuple[int, float]:
-        """Forward passes of the run, and minutes, judged by some steps that are measured and not taken."""
+        """Forward passes of the run, and minutes, judged by some steps that are measured and not taken.
+
+        By their passes, since later steps may take more: with options, or with more and more samples."""
         passes = self._passes(self.steps)
         times = []
         for t in range(3):
             begin = time.perf_counter()
-            self.rehearse(self.train_rows.objective(t, self.noise))
-            times.append(time.perf_counter() - begin)
-        return passes, min(times) * self.steps / 60
+            done = self.rehearse(self.train_rows.objective(t, self.noise))
+            times.append((time.perf_counter() - begin) / done)
+        return passes, min(times) * passes / 60
 
-    def rehearse(self, objective: Objective) -> None:
-        """Do the work of a step and take nothing."""
+    def rehearse(self, objective: Objective) -> int:
+        """Do the work of a step and take nothing. Returns the forward passes that it was."""
         if self.forward is None:
             objective.backward()
             self.optimizer.zero_grad(set_to_none=True)
-            return
+            return PASSES_OF_FIRST_ORDER
         if self.forward.walking:  # a walk leaves its rounding in the weights: measure where they stand
+            passes = self.forward.forecast(1)
             with torch.no_grad():
-                for _ in range(self.forward.forecast(1)):
+                for _ in range(passes):
                     objective()
-            return
+            return passes
         trial = make_optimizer(self.config, self.surface, self.rows)
         assert isinstance(trial, ForwardOptimizer)
-        trial.rehearse(objective)
+        return trial.rehearse(objective)
 
 
 def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: Console | None = None) -> dict[str, Any]:

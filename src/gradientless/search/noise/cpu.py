@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 
 import numba
@@ -244,16 +245,23 @@ _CORES: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _PARALLEL_FROM = 1 << 15  # entries below which starting threads costs more than they save
 
 
+_POOL = threading.Lock()  # numba's threads may not be started from two of Python's at a time, whatever layer runs them
+
+
 @contextlib.contextmanager
 def threads(entries: int) -> Iterator[bool]:
-    """Whether to share work on so many entries between threads, as many as torch has."""
+    """Whether to share work on so many entries between threads, as many as torch has. Whoever shares, shares alone."""
     count = torch.get_num_threads()
-    several = entries >= _PARALLEL_FROM and count > 1
-    if several:
+    if entries < _PARALLEL_FROM or count == 1:
+        yield False
+        return
+    with _POOL:
         numba.set_num_threads(min(count, _CORES))
-    yield several
-    if torch.get_num_threads() != count:  # starting numba's threads changes the number that torch uses
-        torch.set_num_threads(count)
+        try:
+            yield True
+        finally:
+            if torch.get_num_threads() != count:  # starting numba's threads changes the number that torch uses
+                torch.set_num_threads(count)
 
 
 def fill(distribution: str, seed: int, name: str, step: int, draw: int, start: int, out: np.ndarray) -> None:

@@ -25,7 +25,18 @@ from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapsh
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.fingerprint import fingerprint
 from gradientless.search.noise import Noise
-from gradientless.search.points import ORIGIN, Losses, Norms, Point, Ranking, Request, Update, by_block, common_prefix
+from gradientless.search.points import (
+    ALL,
+    ORIGIN,
+    Losses,
+    Norms,
+    Point,
+    Ranking,
+    Request,
+    Update,
+    by_block,
+    common_prefix,
+)
 from gradientless.search.rates import Rates
 from gradientless.search.selection import WINDOW, Selected, selected
 from gradientless.search.space import Block, Space
@@ -34,7 +45,9 @@ from gradientless.search.uninterrupted import uninterrupted
 from gradientless.search.watched import Watched, version
 
 Conversation = Generator[Request, Any, Update]
-VERSION = PREDICTED_RATES = 2  # of what the records of a log hold; in the first one, rates that change are doubles
+# Versions of what the records of a log mean: from the first one on, rates are predicted from those before; up to the
+# second, all leaves of a tensor's options share their perturbations; the last is that of logs written now.
+PREDICTED_RATES, SHARED_LEAVES, VERSION = 2, 2, 3
 
 
 def f32(value: float) -> float:
@@ -425,7 +438,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                     f"{header['start']}, got {found}; another base model?"
                 )
         self.walking, self.fused = walked, bool(header.get("fused"))
-        self._followed = _log_version(header)
+        self._followed = log_version(header)
 
     def choose_evaluator(self, closure: Any) -> None:
         """Settle how a closure like this is measured, and refuse what the log could not repeat.
@@ -510,8 +523,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return low
 
     @torch.no_grad()
-    def rehearse(self, closure: Callable[[], Any]) -> None:
+    def rehearse(self, closure: Callable[[], Any]) -> int:
         """Measure what a step would measure and take nothing; selections that need measuring are drawn at random.
+        Returns the forward passes that it took.
 
         With evaluator "walk" it holds a copy of the weights."""
         self._check_untouched()
@@ -525,6 +539,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 assert block.entries is not None
                 self.space.install(block, self.t, self._noise.selected(block.name, self.t, block.size, block.entries))
             self._converse(lambda request: self._measure(request, where, bytearray()))
+            return self.forward_passes - before[1]
         finally:
             self.load_search_state(before[0])
             self.forward_passes = before[1]
@@ -578,11 +593,12 @@ class ForwardOptimizer(torch.optim.Optimizer):
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def _penalised(self, losses: Sequence[float], points: Sequence[Point], block: str) -> list[float]:
-        """J = L + λ‖θ‖₂ (or λ‖θ‖₂²) of the tensors searched (thesis, Eq. 4.3 and 2.8)."""
+        """J = L + λ‖θ‖₂ (or λ‖θ‖₂²), θ being the block searched (thesis, Eq. 4.3 and 2.8); of ALL, every tensor."""
         total = list(losses)
         changes: Sequence[Sequence[Delta]] | None = None
-        for name in self.space.block(block).tensors:
-            group = self._group_of[name]
+        names = self.space.block(block).tensors
+        for unit in [(name,) for name in names] if block == ALL else [names]:
+            group = self._group_of[unit[0]]
             weight = group.get("penalty", 0.0)
             if not weight:
                 continue
@@ -590,7 +606,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 self.space.settle()
             elif changes is None and not any(map(self.space.large, points)):  # made for the losses, too
                 changes = self.space.deltas(points)
-            squares = self.space.squared_norms(name, points, changes)
+            squares = map(sum, zip(*(self.space.squared_norms(name, points, changes) for name in unit), strict=True))
             for i, squared in enumerate(squares):
                 total[i] += weight * (squared if group.get("squared") else math.sqrt(max(squared, 0.0)))
         return total
@@ -677,7 +693,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if self.trajectory is None or self.predicted_lr is not None:
             return
         rates = [float(group["lr"]) for group in self.param_groups]
-        if _log_version(self.trajectory.header) >= PREDICTED_RATES:
+        if log_version(self.trajectory.header) >= PREDICTED_RATES:
             log += self._rates.write(rates)
             return
         if self._last_lr == rates:
@@ -816,7 +832,8 @@ _UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"} 
 _MEASURED = {"lr", "radius", "penalty", "squared"}  # options whose effect a log holds, step by step
 
 
-def _log_version(header: Mapping[str, Any]) -> int:
+def log_version(header: Mapping[str, Any]) -> int:
+    """The version of a log with this header; see `VERSION`."""
     return int(header.get("version", 1))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gradientless.errors import Faults, UserError, unknown
-from gradientless.search.optim.base import Conversation, ForwardOptimizer
+from gradientless.search.optim.base import SHARED_LEAVES, Conversation, ForwardOptimizer, log_version
 from gradientless.search.optim.options import OptionTrees
 from gradientless.search.points import ORIGIN, POOL, BufferUpdate, Direction, Point, Rank, Update, point, scaled
 from gradientless.search.selection import check
@@ -32,6 +32,7 @@ from gradientless.search.space import Block
 
 SWEEPS = ("turns", "parallel")
 FISHER_LASTS = 10_000  # steps; thesis, section 4.2
+MOST_LEVELS, MOST_LEAVES = 100, 65_535  # of options; a log has 16 bits for the number of a leaf
 
 
 def _lasts(group: Mapping[str, Any]) -> int:
@@ -139,7 +140,11 @@ class GLD(ForwardOptimizer):
         pair = tuple(options) if isinstance(options, (tuple, list)) else ()
         if len(pair) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pair):
             raise UserError(f"GLD: options must be two integers >= 1 (options per level, levels), got {options!r}")
-        return pair[0], pair[1]
+        width, levels = pair
+        if width > MOST_LEAVES or levels > MOST_LEVELS or width**levels > MOST_LEAVES:
+            told = f"options must have at most {MOST_LEVELS} levels and {MOST_LEAVES:,} leaves, m^levels"
+            raise UserError(f"GLD: {told}, got {options!r}")
+        return width, levels
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         name, faults = group["names"][0], Faults()
@@ -181,10 +186,11 @@ class GLD(ForwardOptimizer):
                 )
         return found
 
-    def perturbations(self, t: int, block: str) -> list[Point]:
-        """v_0 … v_{K-1} of the block."""
+    def perturbations(self, t: int, block: str, leaf: int = 0) -> list[Point]:
+        """v_0 … v_{K-1} of the block; those of every leaf of its options are others."""
         group = self.group(block)
-        return [point(group["lr"] * 2.0**-k, Direction(t, k, block)) for k in range(group["candidates"])]
+        first = leaf * group["candidates"]
+        return [point(group["lr"] * 2.0**-k, Direction(t, first + k, block)) for k in range(group["candidates"])]
 
     def search(self, t: int) -> Conversation:
         if self.trees is not None:
@@ -229,6 +235,15 @@ class GLD(ForwardOptimizer):
         if not self.momentum:
             return Update(here, loss)
         return Update(here, loss, {"momentum": BufferUpdate(self.momentum, velocity)})
+
+    def follow(self, header: Mapping[str, Any]) -> None:
+        version = log_version(header)
+        if self.trees is not None and version <= SHARED_LEAVES:
+            raise UserError(
+                f"GLD: a log of options must be of version {SHARED_LEAVES + 1} or later, got {version}: its leaves "
+                "shared their perturbations; replay it with the version of this package that wrote it"
+            )
+        super().follow(header)
 
     def pending(self) -> Point:
         return ORIGIN if self.trees is None else self.trees.pending()

@@ -1,15 +1,18 @@
 """Options: Algorithm 2 of the thesis (section 3.3), a lookahead over pending updates of each tensor.
 
 Every tensor has a tree of options, ℓ levels deep and m wide; an option is a change that was considered but not yet
-taken. A step expands the leaves by the K perturbations and "no change", keeps the best m under each leaf, takes the
-first-level option under which the lowest loss was found, and makes that option's children the new first level. While
-one tensor is searched, the others stand at their best pending path. `GLD(options=(m, ℓ))` runs it.
+taken. A step expands every leaf by "no change" and K perturbations of its own, keeps the best m under each leaf, takes
+the first-level option under which the lowest loss was found, and makes that option's children the new first level.
+While one tensor is searched, the others stand at their best pending path. `GLD(options=(m, ℓ))` runs it.
+
+    under leaf j, from the left, j = 0 … m^ℓ - 1:   v_k ~ 2^-k R N(0, I),  the noise of draw j K + k,  k = 0 … K-1
 
 Differs from the paper: the trees begin with one empty option per level, where the thesis leaves ψ of the first step
-open. With `confirm`, the rule of the thesis's code: an option is taken only if something under it beats the loss
-without it on the same batch, which is the batch after the one it was born on; otherwise the first option's children
-are kept. Their base was not taken, which the code overlooks; here each child is extended by the option it was
-measured on, so that it still denotes the weights that were measured.
+open. Options stand in the order of the lowest loss under them, where the listing ranks none but the newest: it decides
+ties and the numbers of leaves, and says which path is the best. With `confirm`, the rule of the thesis's code: an
+option is taken only if something under it beats the loss without it on the same batch, which is the batch after the one
+it was born on; otherwise the first option's children are kept. Their base was not taken, which the code overlooks; here
+each child is extended by the option it was measured on, so that it still denotes the weights that were measured.
 """
 
 from __future__ import annotations
@@ -69,14 +72,17 @@ class OptionTrees:
             self.trees[block] = node
         return self.trees[block]
 
-    def search(self, t: int, blocks: Sequence[str], perturbations: Callable[[int, str], list[Point]]) -> Conversation:
+    def search(
+        self, t: int, blocks: Sequence[str], perturbations: Callable[[int, str, int], list[Point]]
+    ) -> Conversation:
+        """One step. perturbations: v_0 … v_{K-1} of step t and a block, under its leaf of a number."""
         taken, loss = ORIGIN, float("nan")
         for block in blocks:
             tree = self._tree(block)
             others = taken + sum((self._tree(b).best_path() for b in blocks if b != block), ORIGIN)
             leaves = list(tree.leaves(others))
-            moves = [ORIGIN, *perturbations(t, block)]
-            groups = [[place + move for move in moves] for _, place in leaves]
+            moves = [[ORIGIN, *perturbations(t, block, number)] for number in range(len(leaves))]
+            groups = [[place + v for v in mine] for (_, place), mine in zip(leaves, moves, strict=True)]
             if self.confirm:
                 groups.insert(0, [others])  # the loss without any option; first, so that an equal loss confirms nothing
             answer = yield Rank(groups, [block] * len(groups), keep=self.width)
@@ -85,8 +91,8 @@ class OptionTrees:
             rank = {id(leaf): answer.groups.index(i + shift) for i, (leaf, _) in enumerate(leaves)}
             first = tree.children[0]
             tree.sort(rank)
-            for (leaf, _), order in zip(leaves, answer.order[shift:], strict=True):
-                leaf.children = [Option(moves[i]) for i in order]
+            for (leaf, _), mine, order in zip(leaves, moves, answer.order[shift:], strict=True):
+                leaf.children = [Option(mine[i]) for i in order]
             if self.confirm and answer.groups[0] == 0:
                 for child in first.children:
                     child.change = first.change + child.change
