@@ -26,7 +26,7 @@ FLOORS = {  # the first pattern that a module begins with; a folder stands on on
         {"optim"},
     ],
     "gradientless.language": [
-        {"starter", "tables", "metrics", "tasks.base", "surfaces.head_session"},
+        {"dropout", "starter", "tables", "metrics", "tasks.base", "surfaces.head_session"},
         {"splits"},
         {"tasks", "backbone"},
         {"data", "prompting"},

@@ -331,7 +331,6 @@ def test_connection_dropout(folder):
 
 def test_dropout_in_the_side_layers(folder):
     surface = make("bert", folder, readout="classifier", dropout=0.5, init="random")
-    assert {m.p for m in surface.model.side.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
     prepared = surface.prepare(batch_of(surface)[0])
     quiet = surface.logits(prepared)
     surface.train()

@@ -8,12 +8,14 @@ is turned into float32 safetensors once.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import inspect
 import io
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -98,8 +100,7 @@ def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str 
     """The model of `model` without a head, frozen and in eval mode."""
     from transformers import AutoModel
 
-    source = resolve(model)
-    body, missing = _load_model(model, source, AutoModel, 0, dtype_of(dtype), {})
+    body, missing = _load_model(model, AutoModel, dtype_of(dtype), load_config(model))
     # Checkpoints of encoders often come without the pooler that the library adds; it is not used, and random weights
     # have no place in what is saved or in the checksum.
     if any(name.startswith("pooler.") for name in missing):
@@ -125,11 +126,9 @@ def load_classifier(
     """
     from transformers import AutoModelForSequenceClassification
 
-    source = resolve(model)
     names = dict(enumerate(labels))
-    options = {"num_labels": num_labels, "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    options["ignore_mismatched_sizes"] = True
-    classifier, missing = _load_model(model, source, AutoModelForSequenceClassification, seed, torch.float32, options)
+    config = load_config(model, num_labels=num_labels, id2label=names, label2id={name: i for i, name in names.items()})
+    classifier, missing = _load_model(model, AutoModelForSequenceClassification, torch.float32, config, seed, True)
     _require_complete(model, [name for name in missing if name not in head])
     wanted = dtype_of(dtype)
     for name, parameter in classifier.named_parameters():
@@ -158,7 +157,7 @@ def load_language_model(
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     kinds = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "text-to-text": AutoModelForSeq2SeqLM}
-    module, missing = _load_model(model, resolve(model), kinds[kind], 0, dtype_of(dtype), {})
+    module, missing = _load_model(model, kinds[kind], dtype_of(dtype), load_config(model))
     _require_complete(model, missing)
     return _frozen(module, device)
 
@@ -255,12 +254,23 @@ def answering(model: nn.Module, states: Tensor) -> Iterator[None]:
             del body.forward
 
 
-def load_config(model: str) -> Any:
-    """The configuration of `model`, without its weights."""
+def load_config(model: str, **entries: Any) -> Any:
+    """The configuration of `model`, without its weights. entries: those that are set anew."""
     from transformers import AutoConfig
 
     source = resolve(model)
-    return _load(model, source, lambda **o: AutoConfig.from_pretrained(source, **o))
+    config = _load(model, source, lambda **o: AutoConfig.from_pretrained(source, **entries, **o))
+    for part in _parts(config):
+        part.return_dict = True  # answers are read by name, also where the checkpoint asks for tuples
+    return config
+
+
+def _parts(config: Any) -> list[Any]:
+    """The configuration and those that stand in it."""
+    from transformers import PreTrainedConfig
+
+    inner = (value for value in vars(config).values() if isinstance(value, PreTrainedConfig))
+    return [config, *(part for value in inner for part in _parts(value))]
 
 
 def is_decoder(config: Any) -> bool:
@@ -297,14 +307,20 @@ def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         options["use_cache"] = False
     # The pooler, where there is one, is no part of the states: it is wasted work, or it is the head itself, which stays
     # float32 above a body in half precision.
-    pooler = getattr(body, "pooler", None)
-    if pooler is None:
+    if not hasattr(body, "pooler"):
         return body(**options).last_hidden_state
-    body.pooler = None  # type: ignore[assignment]
+    pooler, body.pooler = body.pooler, _NoPooler()
     try:
         return body(**options).last_hidden_state
     finally:
         body.pooler = pooler
+
+
+class _NoPooler(nn.Module):
+    """Stands where a pooler was: not every model asks whether it has one."""
+
+    def forward(self, states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return states
 
 
 def save_pretrained(module: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -370,9 +386,12 @@ def _require_complete(model: str, missing: Collection[str]) -> None:
 
 
 def _load_model(
-    model: str, source: str, kind: Any, seed: int, dtype: torch.dtype, options: dict[str, Any]
+    model: str, kind: Any, dtype: torch.dtype, config: Any, seed: int = 0, other_shapes: bool = False
 ) -> tuple[Any, set[str]]:
-    """The model and the names of the tensors that its checkpoint did not fill."""
+    """The model and the names of the tensors that its checkpoint did not fill. other_shapes: whether the checkpoint's
+    tensors may be of other shapes, which then do not fill any."""
+    source, stated = resolve(model), copy.deepcopy(config)
+    _where_nothing_drops(config, stated, 0.5)
     # Tensors that the checkpoint lacks are drawn from torch's global generator: lend it our seed, give back its state.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -380,11 +399,27 @@ def _load_model(
             model,
             source,
             lambda **o: kind.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options, **o
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=other_shapes,
+                **o,
             ),
         )
+    _where_nothing_drops(module.config, stated, None)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return module, set(info["missing_keys"]) | mismatched
+
+
+def _where_nothing_drops(config: Any, stated: Any, rate: float | None) -> None:
+    """Give `config` this rate of dropout (None: what `stated` has) wherever `stated` has a rate of 0: there some
+    architectures build no dropout at all, which then could not act (`language.dropout`)."""
+    for part, own in zip(_parts(config), _parts(stated), strict=True):
+        for name, value in vars(own).items():
+            if "drop" in name and type(value) in (int, float) and value == 0:
+                setattr(part, name, value if rate is None else math.ceil(rate) if type(value) is int else rate)
 
 
 def _load(model: str, source: str, read: Callable[..., T]) -> T:

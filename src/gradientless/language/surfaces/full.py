@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedRows
+from gradientless.language.dropout import dropping
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import Part, PreparedTokens, Surface
 from gradientless.language.surfaces.head import HeadSurface
@@ -147,7 +148,7 @@ class HeadReading(Reading):
 class FullSurface(Surface):
     """A pretrained model, all of it tuned. Make one with `create` or `load`.
 
-    The model is in eval mode unless `train()` is called on a surface with dropout > 0.
+    The model stays in eval mode whatever `train()` says: dropout is its own affair (`language.dropout`).
     """
 
     def __init__(self, reading: Reading, *, dropout: float) -> None:
@@ -157,9 +158,6 @@ class FullSurface(Surface):
         self.tokenizer, self.labels, self.max_length = reading.tokenizer, reading.labels, reading.max_length
         self.dropout = dropout
         self._products: Products | None = None
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(reading.unused))
         self.eval()
@@ -192,7 +190,8 @@ class FullSurface(Surface):
         prompt: template and label words; or those by family of models, of which the model's own is taken.
         truncation, padding: sides, "right" or "left", of prompts. max_new_tokens: of a text that the model writes.
         head, pooling, hidden, activation, start, seed: of the readout "head"; see `HeadSurface.create`.
-        dropout: probability in every dropout layer of the model, in training mode only.
+        dropout: probability wherever the model drops, its attention included, in training mode only; what the model's
+            own configuration says of rates is not used.
 
         All parameters are of `dtype`, but for a head, which is float32. Raises `UserError` for anything unknown or not
         possible.
@@ -265,10 +264,10 @@ class FullSurface(Surface):
         return "."
 
     def train(self, mode: bool = True) -> FullSurface:
-        """Training mode where there is dropout; without any the model stays in eval mode."""
         super().train(mode)
-        for module in self.model.modules():
-            module.training = mode and self.dropout > 0
+        self.model.eval()
+        if isinstance(self.reading, HeadReading):
+            self.reading.head.training = mode  # which drops by itself
         return self
 
     @property
@@ -312,11 +311,7 @@ class FullSurface(Surface):
 
     def logits(self, prepared: PreparedTokens, generator: torch.Generator | None = None) -> Tensor:
         """Class scores [B, C], float32. Dropout inside the model is seeded from `generator`."""
-        if not self.model.training or generator is None:
-            return self.reading.scores(prepared.tensors, generator)
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with dropping(self.dropout if self.training else 0.0, generator):
             return self.reading.scores(prepared.tensors, generator)
 
     def products(self) -> Products:

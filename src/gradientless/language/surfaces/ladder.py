@@ -158,10 +158,6 @@ FAMILIES: dict[str, Family] = {
     "t5": _T5,
     "xlm-roberta": _BERT,
 }
-_DROPOUTS = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate",
-    "activation_dropout",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -418,7 +414,7 @@ class Nothing(nn.Module):
         return torch.zeros(())
 
 
-def side_config(config: Any, shape: Shape, dropout: float, owner: str) -> Any:
+def side_config(config: Any, shape: Shape, owner: str) -> Any:
     """The configuration of the narrow model: width, heads and feed-forward layers over r, one layer a rung.
 
     Heads keep their number where the width allows, and lose entries; else there are as many as divide the width.
@@ -440,11 +436,6 @@ def side_config(config: Any, shape: Shape, dropout: float, owner: str) -> Any:
         setattr(side, heads, max(n for n in range(1, min(count, narrow) + 1) if narrow % n == 0))
     for name in family.also:
         setattr(side, name, narrow)
-    for name in _DROPOUTS:
-        if hasattr(config, name):
-            setattr(side, name, dropout)
-    if hasattr(config, "layerdrop"):
-        side.layerdrop = 0.0
     return side
 
 
@@ -454,7 +445,7 @@ def head_entries(family: Family, config: Any) -> int:
     return int(own or getattr(config, family.sizes[0]) // getattr(config, family.sizes[2]))
 
 
-def build(config: Any, shape: Shape, dropout: float, seed: int, owner: str) -> nn.ModuleDict:
+def build(config: Any, shape: Shape, seed: int, owner: str) -> nn.ModuleDict:
     """The side network of `config`'s model, with the library's random values: a `Ladder` for each tower, and `up`.
 
     Values are drawn from `seed`; torch's global generator is left as it was.
@@ -463,7 +454,7 @@ def build(config: Any, shape: Shape, dropout: float, seed: int, owner: str) -> n
     width = getattr(config, family.sizes[0])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        narrow_config = side_config(config, shape, dropout, owner)
+        narrow_config = side_config(config, shape, owner)
         same_heads = getattr(narrow_config, family.sizes[2]) == getattr(config, family.sizes[2])
         narrow = backbone.from_config(narrow_config)
         network = nn.ModuleDict()

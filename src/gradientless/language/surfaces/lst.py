@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradientless.errors import Faults, UserError, unknown, whole
 from gradientless.language import backbone, readouts
 from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
+from gradientless.language.dropout import dropping
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
 from gradientless.language.surfaces.full import prompt_encoder
@@ -81,7 +82,7 @@ class LstSurface(Surface):
     """Ladder side-tuning. The side network and the classifier are float32 whatever the backbone's dtype is; unfrozen
     layers of the backbone are of its own. Make one with `create`.
 
-    The backbone stays in eval mode whatever `train()` says.
+    The model stays in eval mode whatever `train()` says: dropout is the surface's own affair (`language.dropout`).
     """
 
     owner: ClassVar[str] = "lst"
@@ -191,7 +192,7 @@ class LstSurface(Surface):
             options = replace(options, readout="prompt" if prompted else "classifier")
         config = backbone.load_config(model)
         cls._check(model, labels, prompt, shape, options, config)
-        side = build(config, shape, options.dropout, options.seed, cls.owner)
+        side = build(config, shape, options.seed, cls.owner)
         encoder, head = None, None
         if options.readout == "prompt":
             assert prompt is not None
@@ -316,10 +317,10 @@ class LstSurface(Surface):
         return "." if self.options.unfrozen else None
 
     def train(self, mode: bool = True) -> LstSurface:
-        """Training mode for the side network alone, where there is dropout."""
         super().train(mode)
-        self.model.backbone.eval()
-        self.model.side.train(mode and self.dropout > 0)
+        self.model.eval()
+        for ladder in self._ladders().values():
+            ladder.training = mode  # which drops connections by itself
         return self
 
     def encode(self, examples: Sequence[Example]) -> EncodedRows:
@@ -488,13 +489,12 @@ class LstSurface(Surface):
 
     def states(self, prepared: PreparedLadder, generator: torch.Generator | None = None) -> Tensor:
         """What stands in the place of the backbone's last states: float32 [B, T, d]."""
-        if not self.model.side.training or generator is None:
-            return self._climb(prepared, generator)
-        # The library's own dropout knows no generator.
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            return self._climb(prepared, generator)
+        features = prepared.features if prepared.features is not None else self._features(prepared.tensors)
+        states: Tensor | None = None
+        with dropping(self.options.dropout if self.training else 0.0, generator):
+            for tower, ladder in self._ladders().items():
+                states = ladder(features[tower], tower_inputs(prepared.tensors, tower, states), generator)
+        return self.model.side["up"](states)
 
     def products(self) -> Products:
         if self._products is None:
@@ -599,13 +599,6 @@ class LstSurface(Surface):
     def _features(self, tensors: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
         wanted = {tower: ladder.features_read for tower, ladder in self._ladders().items()}
         return states_of(self.body, self._family, tensors, wanted)[0]
-
-    def _climb(self, prepared: PreparedLadder, generator: torch.Generator | None) -> Tensor:
-        features = prepared.features if prepared.features is not None else self._features(prepared.tensors)
-        states: Tensor | None = None
-        for tower, ladder in self._ladders().items():
-            states = ladder(features[tower], tower_inputs(prepared.tensors, tower, states), generator)
-        return self.model.side["up"](states)
 
     def _backbone_logits(self, tensors: dict[str, Tensor]) -> Tensor:
         """Class scores of the backbone itself [B, C]."""
