@@ -11,6 +11,10 @@ class UserError(ValueError):
     """Something the user can mend. The message is one line: *owner: requirement, got value*."""
 
 
+class NotFinite(UserError):
+    """A loss, a score or a weight is not finite, so that nothing can be learned or told from it."""
+
+
 class Faults:
     """What several checks found: `with faults: …` around each of them, and `faults.tell()` at the end."""
 

@@ -159,6 +159,29 @@ class TestARun:
         assert gradientless("replay", str(run)) == 0
         assert "steps 10 of 30 bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
 
+    @pytest.mark.parametrize(
+        ("best", "step", "ended"),
+        [("auto", 30, 50), ("accuracy", 30, 50), ("loss", 20, 40), ("f1", 10, 30)],
+    )
+    def test_what_tells_the_best_evaluation(self, best, step, ended, train, monkeypatch):
+        """And what patience waits for. Among equal accuracies it is the lowest loss."""
+        found = {
+            "accuracy": {10: 0.7, 20: 0.8, 30: 0.9, 40: 0.9},
+            "loss": {10: 0.5, 20: 0.3, 30: 0.4, 40: 0.45},
+            "f1": {10: 0.9, 20: 0.1, 30: 0.2, 40: 0.3},
+        }
+        told = lambda run: {key: values.get(run.done.step, values[40]) for key, values in found.items()}  # noqa: E731
+        monkeypatch.setattr(Run, "evaluate", told)
+        summary = summary_of(train(best, *GLD, f"best={best}", "patience=2", steps=100))
+        assert (summary["model_step"], summary["steps"], summary["ended"]) == (step, ended, "patience")
+        assert summary["metrics"] == {key: values[step] for key, values in found.items()}
+        assert summary["best"] == ("accuracy" if best == "auto" else best)
+
+    def test_the_best_reward_needs_one(self, model, rows, tmp_path, capsys):
+        assert gradientless(*tiny_run.arguments(model, rows, tmp_path / "none", *GLD, "best=reward")) == 2
+        line = "best: must be accuracy, f1 or loss where no reward is given, got 'reward'"
+        assert capsys.readouterr().err.endswith(line + "\n")
+
     def test_forecast_is_what_is_spent(self, train):
         """The budget of forward passes is kept, and used up as far as whole steps go."""
         budget = 333

@@ -9,6 +9,23 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
+
+from gradientless.errors import NotFinite
+
+
+def highest(scores: Tensor) -> Tensor:
+    """Where the highest score of each row stands: int64 [N]; the first among equals. scores: [N, C].
+
+    Raises `NotFinite` for a row with NaN or infinity, whose highest would be one by chance. -inf is a score, such as
+    that of a choice that a row does not have; but one of a row must be finite.
+    """
+    top, best = scores.max(dim=-1)  # NaN is the highest of its row
+    wrong = ~top.isfinite()
+    if bool(wrong.any()):
+        first, rows = top[wrong][0].item(), f"{int(wrong.sum())} of {len(top)} rows"
+        raise NotFinite(f"model: scores must be finite, got {first} in {rows}")
+    return best
 
 
 def _pair(predictions: ArrayLike, gold: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

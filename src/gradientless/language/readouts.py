@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError
 from gradientless.language import backbone
+from gradientless.language.metrics import highest
 from gradientless.language.prompting import LabelWords
 
 
@@ -146,7 +147,7 @@ def written(model: nn.Module, inputs: dict[str, Tensor], stops: Tensor, limit: i
     rows = torch.arange(len(tokens), device=stops.device)  # those that the model still reads
     going = torch.ones_like(rows, dtype=torch.bool)
     for n in range(limit):
-        token = out.logits[:, -1].float().argmax(dim=-1)
+        token = highest(out.logits[:, -1].float())
         tokens[rows, n] = token
         going &= ~torch.isin(token, stops)
         keep = going.nonzero()[:, 0]
@@ -187,7 +188,7 @@ def greedily(scores: Callable[[Tensor], Tensor], rows: int, stops: Tensor, limit
     tokens = stops.new_empty(rows, 0)
     ended = torch.zeros(rows, dtype=torch.bool, device=stops.device)
     while tokens.shape[1] < limit and not bool(ended.all()):
-        token = scores(tokens).argmax(dim=-1)
+        token = highest(scores(tokens))
         tokens = torch.cat([tokens, token.unsqueeze(1)], dim=1)
         ended |= torch.isin(token, stops)
     return tokens

@@ -162,7 +162,10 @@ def make_optimizer(config: RunConfig, surface: Surface, rows: int | None = None)
                 raise UserError(f"tensors: pattern must match a tensor, got '{t.pattern}'. Tensors: {names}")
     if name in FIRST_ORDER:
         kind = FIRST_ORDER[name]
-        return kind.type(_plain(groups), **{**kind.defaults, **options})
+        try:
+            return kind.type(_plain(groups), **{**kind.defaults, **options})
+        except (TypeError, ValueError) as error:  # options that do not go together
+            raise UserError(f"optimizer: options must be what {name} takes together, got {options} ({error})") from None
     chosen = optimizer_class(name)
     if issubclass(chosen, ForwardOptimizer):
         if "lr" in options and name in OPTIMIZERS and "lr" not in optimizer_options(name)[0]:

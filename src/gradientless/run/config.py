@@ -197,6 +197,8 @@ def optimizer_options(name: str) -> tuple[dict[str, Any], bool]:
 
 def _option_errors(owner: str, name: str, options: Mapping[str, Any]) -> list[str]:
     """One line for each option that the optimizer does not know, or whose value is of another kind."""
+    from gradientless.search.optim import FIRST_ORDER
+
     known, takes_others = optimizer_options(name)
     lines = []
     for key, value in options.items():
@@ -205,6 +207,9 @@ def _option_errors(owner: str, name: str, options: Mapping[str, Any]) -> list[st
                 lines.append(f"{owner}.seed: must be given as the run's seed, got {shown(value)}")
             elif not takes_others:
                 lines.append(str(unknown(owner, f"option of {name}", key, known)))
+        elif name in FIRST_ORDER:
+            if wanted := FIRST_ORDER[name].require(key, value):
+                lines.append(f"{owner}.{key}: must be {wanted}, got {shown(value)}")
         elif key == "entries":
             text = isinstance(value, str)
             if not (ENTRIES.fullmatch(value) if text else isinstance(value, int) and not isinstance(value, bool)):
@@ -427,6 +432,10 @@ class RunConfig(_Section):
     """Evaluations without improvement after which the run stops."""
     checkpoint_every: Count = 1000
     log_every: Count = 100
+    best: Literal["auto", "accuracy", "f1", "reward", "loss"] = "auto"
+    """What tells the best of the evaluations, whose weights are saved and which patience waits for: the highest
+    "accuracy", "f1" or "reward", then the lowest loss; or the lowest "loss" alone. "auto" is the reward where there is
+    one, else f1 where texts are written, the loss where tokens are said, and the accuracy."""
     loss: Annotated[str, AfterValidator(_check_loss)] = "cross-entropy"
     """What is minimised: "cross-entropy" over classes or choices; "lm", the mean negative log-likelihood of the right
     answer's tokens (the default for choices and generation); "accuracy", "f1", "exact-match" or "token-f1" (their
@@ -512,6 +521,8 @@ class RunConfig(_Section):
 
         if self.reward is not None and self.loss != REWARD:
             return [f"reward: must stand alone, got loss '{self.loss}' too"]
+        if self.best == "reward" and self.reward is None:
+            return ["best: must be accuracy, f1 or loss where no reward is given, got 'reward'"]
         try:
             loss = loss_of(self.loss, self.reward, self.kind)
         except UserError as error:

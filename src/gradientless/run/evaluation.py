@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import NotFinite, UserError
 from gradientless.language.data import EncodedTexts, load_table
-from gradientless.language.metrics import METRICS, TEXT_METRICS
+from gradientless.language.metrics import METRICS, TEXT_METRICS, highest
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
@@ -76,6 +76,13 @@ def load_surface(run_or_model: str | Path, device: str = "auto") -> Surface:
     surface = load_saved(model_folder(run_or_model), device=pick_device(device))
     surface.eval()
     return surface
+
+
+def require_finite(owner: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises NotFinite for weights that are not finite, which learn and tell nothing."""
+    for name, tensor in tensors.items():
+        if not bool(torch.stack(tensor.detach().aminmax()).isfinite().all()):
+            raise NotFinite(f"{owner}: weights must be finite in {tensor.dtype}, got others in '{name}'")
 
 
 def require_classes(surface: Surface) -> None:
@@ -241,9 +248,11 @@ def score_texts(texts: Sequence[str], examples: Sequence[Example], kind: str, lo
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean cross-entropy as "loss", and every metric as a fraction. logits: [N, C]. labels: int64 [N]."""
+    """Mean cross-entropy as "loss", and every metric as a fraction. logits: [N, C]. labels: int64 [N].
+
+    Raises NotFinite for scores that are not."""
+    predicted, classes = highest(logits).numpy(), logits.shape[1]
     loss = torch.nn.functional.cross_entropy(logits.double(), labels)
-    predicted, classes = logits.argmax(dim=1).numpy(), logits.shape[1]
     values = {name: float(metric(predicted, labels.numpy(), classes)) for name, metric in METRICS.items()}
     return {"loss": float(loss), **values}
 
@@ -259,7 +268,7 @@ def score_tokens(surface: Surface, encoded: EncodedTexts, batch_size: int | None
     for rows, logits in in_batches(encoded, batch_size, surface.device.type, read, encoded.texts):
         tokens = encoded.expected(rows)
         total += float(torch.nn.functional.cross_entropy(logits.double(), tokens, reduction="sum"))
-        said.append(logits.argmax(dim=1))
+        said.append(highest(logits))
         wanted.append(tokens)
     predicted, gold = torch.cat(said).numpy(), torch.cat(wanted).numpy()
     values = {name: float(metric(predicted, gold, logits.shape[1])) for name, metric in METRICS.items()}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradientless.errors import UserError, unknown
-from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, token_f1
+from gradientless.errors import NotFinite, UserError, unknown
+from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, highest, token_f1
 from gradientless.language.tasks import Example
 from gradientless.language.tasks.base import KINDS
 from gradientless.run.memory import is_out_of_memory
@@ -43,18 +43,25 @@ class Loss:
 
 
 def _of_numbers(of: Callable[[Tensor, Any], float]) -> Callable[[Tensor, Any], float]:
-    """`of`, and NaN where any of the scores is: the highest of such a row would be its first, which may be right."""
-    return lambda scores, expected: math.nan if bool(scores.isnan().any()) else of(scores, expected)
+    """`of`, and NaN where it needs the highest of scores that are not finite (see `highest`)."""
+
+    def found(scores: Tensor, expected: Any) -> float:
+        try:
+            return of(scores, expected)
+        except NotFinite:
+            return math.nan
+
+    return found
 
 
 @_of_numbers
 def _errors(logits: Tensor, labels: Tensor) -> float:
-    return 1.0 - accuracy(logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
+    return 1.0 - accuracy(highest(logits).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
 
 
 @_of_numbers
 def _lost_f1(logits: Tensor, labels: Tensor) -> float:
-    return 1.0 - f1(logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
+    return 1.0 - f1(highest(logits).cpu().numpy(), labels.cpu().numpy(), logits.shape[1])
 
 
 def _answers_unlike(likelihoods: Tensor, tokens: Tensor) -> Tensor:
@@ -131,8 +138,8 @@ def _of_texts(of: Texts, kind: str, labels: Sequence[str]) -> Loss:
 
 
 def chosen(scores: Tensor, rows: Sequence[Example], labels: Sequence[str]) -> list[str]:
-    """The label, or the choice of each row, with the highest score. scores: [N, C]."""
-    best = scores.argmax(dim=1).tolist()
+    """The label, or the choice of each row, with the highest score. scores: [N, C]. Raises NotFinite."""
+    best = highest(scores).tolist()
     return [labels[i] if labels else row.choices[i] for i, row in zip(best, rows, strict=True)]
 
 

@@ -38,6 +38,7 @@ def predict_texts(
     """
     import torch
 
+    from gradientless.language.metrics import highest
     from gradientless.language.tasks import Example
     from gradientless.run.evaluation import Cut, load_surface, logits_of, require_classes, say_cut
 
@@ -49,8 +50,8 @@ def predict_texts(
         return [], np.zeros((0, len(surface.labels)), dtype=np.float32)
     encoded = surface.encode(examples)
     say_cut(Cut.among(encoded), say)
-    probabilities = torch.softmax(logits_of(surface, encoded, batch_size), dim=-1).numpy()
-    return [surface.labels[i] for i in probabilities.argmax(axis=1)], probabilities
+    logits = logits_of(surface, encoded, batch_size)
+    return [surface.labels[i] for i in highest(logits).tolist()], torch.softmax(logits, dim=-1).numpy()
 
 
 def answers_rows(run_or_model: str | Path) -> bool:

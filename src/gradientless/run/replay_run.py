@@ -19,7 +19,7 @@ from gradientless.language.surfaces.lst import SIDE_FILE
 from gradientless.language.surfaces.saved import HEAD_FILE
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import load_splits, load_surface
+from gradientless.run.evaluation import load_splits, load_surface, require_finite
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
 from gradientless.search.optim import ForwardOptimizer
@@ -128,6 +128,7 @@ def _replay(
     optimizer.settle()
     if steps == total:
         optimizer.finish()
+    require_finite("replay", surface.trainable())
     seconds = f"{time.perf_counter() - begin:.1f}"
     if summary.get("seconds") and steps:
         seconds += f" (the run took {summary['seconds'] * steps / max(1, summary['steps']):.1f} for these steps)"
@@ -173,6 +174,7 @@ def export_run(run: str | Path, out: str | Path, dtype: str | None = None) -> di
         surface = load_surface(source, "cpu")
     if dtype is not None:
         surface.to(backbone.dtype_of(dtype))
+        require_finite("export", dict(surface.named_parameters()))
     surface.save(place)
     return {"model": str(place), "opens with": _opens_with(place)}
 

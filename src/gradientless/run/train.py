@@ -23,7 +23,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import NotFinite, UserError
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.run.assemble import (
@@ -36,7 +36,16 @@ from gradientless.run.assemble import (
     make_surface,
 )
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import Cut, TextRows, load_splits, pick_device, score, score_texts, score_tokens
+from gradientless.run.evaluation import (
+    Cut,
+    TextRows,
+    load_splits,
+    pick_device,
+    require_finite,
+    score,
+    score_texts,
+    score_tokens,
+)
 from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
 from gradientless.run.objective import Objective
@@ -44,10 +53,10 @@ from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
-from gradientless.search.optim.spsa import NotFinite
 from gradientless.search.trajectory import Trajectory
 from gradientless.terminal import Console, Told
 
+PATIENCE = 10  # steps in a row whose loss is not finite, after which a run stops, as methods that skip them have it
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
@@ -75,10 +84,11 @@ class Progressed:
     loss_sum: float = 0.0
     loss_count: int = 0
     best_step: int = -1
-    best_accuracy: float = -1.0  # or whatever ranks the evaluations: `Run.ranked`
+    best_accuracy: float = -1.0  # or whatever ranks the evaluations: `Run.ranked`; if the loss does, `Run.shown`
     best_loss: float = float("inf")
     first_loss: float | None = None  # mean training loss of the first steps that were logged, or that of the first step
     risen: int = 0  # logs in a row whose mean loss stood far above the first
+    not_finite: int = 0  # steps in a row whose loss was not finite
     stale: int = 0  # evaluations since the best one
     ended: bool = False
     seconds: float = 0.0  # of the loop, in all processes
@@ -100,9 +110,11 @@ class Run:
         console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
         self.labels, self.kind, self.validation = splits.labels, config.kind, splits.validation
         self.reward = None if config.reward is None else rewarded(config.reward)
-        self.ranked = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
+        self.shown = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
         console.print(f"surface     {self.surface.describe()}", highlight=False)
+        by_itself = "loss" if self.surface.says_tokens else self.shown  # few tokens are said rightly
+        self.ranked = by_itself if config.best == "auto" else config.best
         self.rows = len(splits.train)
         self.optimizer = make_optimizer(config, self.surface, self.rows)
         self.forward = self.optimizer if isinstance(self.optimizer, ForwardOptimizer) else None
@@ -110,6 +122,8 @@ class Run:
             self.forward.fused = True  # restore, update and next probe in one pass; `evaluate` settles
             self.forward.warns = False  # this loop does
         self.rate_name = "radius" if "radius" in optimizer_options(config.optimizer.name)[0] else "learning rate"
+        # A gradient of nan must not reach the weights; methods that skip steps count them by an option of their own.
+        self.patience = 1 if self.forward is None else getattr(self.forward, "patience", PATIENCE)
         self.steps = length_of(config, self.optimizer, self.rows)
         self.rates = make_rates(config, self.optimizer, self.surface, self.steps)
         loaded(self.surface, searches=self.forward is not None)
@@ -161,14 +175,17 @@ class Run:
             group["lr"] = rate
         objective = self.train_rows.objective(t, self.noise, self.say)
         if self.forward is not None:
-            try:
-                return self.forward.step(objective)
-            except NotFinite as error:
-                told = f"{error}; gradientless export {self.folder.path} --out DIR writes these weights"
-                raise UserError(told) from None
+            return self.forward.step(objective)
         self.optimizer.zero_grad(set_to_none=True)
         loss = objective.backward()
-        self.optimizer.step()
+        if math.isfinite(loss):  # or its gradient would reach the weights
+            try:
+                self.optimizer.step()
+            except RuntimeError as error:
+                if "overflow" not in str(error):
+                    raise
+                self.done.first_loss = loss  # so it is the rate
+                raise NotFinite(f"{self.config.optimizer.name}: a step must be finite, got one that is not") from None
         return loss
 
     @contextlib.contextmanager
@@ -190,6 +207,7 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         if self.forward is not None:
             self.forward.settle()
+        require_finite("train", self.surface.trainable())
         training = self.surface.training
         self.surface.eval()
         rows = self.validation_rows
@@ -205,11 +223,45 @@ class Run:
         if self.reward is not None:
             found["reward"] = self.reward(texts, self.validation)
         self.surface.train(training)
+        if not math.isfinite(found["loss"]):
+            raise NotFinite(f"validation: the loss must be finite, got {found['loss']}")
         return found
+
+    # What is not finite ----------------------------------------------------------------------------------------------
+
+    def stopped(self, told: str) -> UserError:
+        """The line that ends a run whose weights, losses or scores are not finite: the cause, and which weights were
+        good. Those of the best evaluation are saved in model/."""
+        done, dtype, finite = self.done, self.config.dtype, True
+        if self.forward is not None:
+            self.forward.settle()
+        try:
+            require_finite("train", self.surface.trainable())
+        except NotFinite as error:
+            told, finite = str(error), False
+        causes = []
+        if not finite or done.first_loss is not None:
+            key = "radius" if self.rate_name == "radius" else "lr"
+            causes.append(f"optimizer.{key} = {self.optimizer.param_groups[0]['lr']:.4g}, which is too high")
+        if dtype == "float16":
+            causes.append("dtype float16, which ends at 65,504 where bfloat16 and float32 go on")
+        if not causes:
+            causes.append(f"the model in dtype {dtype}, or loss '{self.config.loss}', before anything was tuned")
+        if done.best_step > 0:
+            self.set_best()
+            with self.folder.replacing(self.folder.model) as place:
+                self.surface.save(place)
+            kept = f"the last good weights, of the evaluation at step {done.best_step:,}, are in {self.folder.model}"
+        elif finite and self.forward is not None and done.step:
+            kept = f"gradientless export {self.folder.path} --out DIR writes the weights as they stand"
+        else:
+            kept = "no weights were evaluated before"
+        return UserError(f"{told} (after step {done.step:,}); the cause is {' or '.join(causes)}; {kept}")
 
     # State -----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        require_finite("train", self.surface.trainable())
         tensors: dict[str, Tensor] = {f"weights/{k}": v.detach() for k, v in self.surface.trainable().items()}
         state = self.optimizer.state_dict()
         self.done.peaks = dict(self.memory.peaks)
@@ -237,14 +289,14 @@ class Run:
             tensor.copy_(weights[prefix + name])
 
     def keep_if_best(self, found: dict[str, float]) -> bool:
-        done = self.done
-        loss = math.inf if math.isnan(found["loss"]) else found["loss"]
-        better = done.best_step < 0 or (found[self.ranked], -loss) > (done.best_accuracy, -done.best_loss)
-        if self.surface.says_tokens:  # few of which are said rightly
-            better = done.best_step < 0 or loss < done.best_loss
+        done, loss = self.done, found["loss"]
+        value = found[self.shown if self.ranked == "loss" else self.ranked]
+        better = done.best_step < 0 or loss < done.best_loss
+        if done.best_step >= 0 and self.ranked != "loss":
+            better = (value, -loss) > (done.best_accuracy, -done.best_loss)
         done.stale = 0 if better else done.stale + 1
         if better:
-            done.best_step, done.best_accuracy, done.best_loss = done.step, found[self.ranked], loss
+            done.best_step, done.best_accuracy, done.best_loss = done.step, value, loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
             self.folder.save_checkpoint(weights, {"found": found}, done.step, BEST)
         return better
@@ -293,7 +345,7 @@ class Run:
         before = max(done.seconds, earlier[-1]["seconds"] if earlier else 0.0)
         start, first = time.perf_counter() - before, done.step
         events = folder.events(first if first else None)
-        accuracy: float | None = None if done.best_step < 0 else done.best_accuracy
+        accuracy: float | None = None
         self.memory.end("step")  # those that were tried to tell how long it will take
         try:
             if not done.step and not self.surface.cacheable:  # a pretrained readout is worth something as it is
@@ -304,15 +356,18 @@ class Run:
                 t, begin = done.step, time.perf_counter()
                 logged = tail[t - first] if t - first < len(tail) else None
                 loss = self.step(t, logged)
+                done.not_finite = 0 if math.isfinite(loss) else done.not_finite + 1
+                if done.not_finite >= self.patience:
+                    raise NotFinite(f"train: the loss must be finite, got {loss} in {done.not_finite} steps in a row")
                 if logged is None:
                     self.step_seconds.append(time.perf_counter() - begin)
                 done.step = t + 1
                 done.forward_passes = (
                     self.forward.forward_passes if self.forward is not None else done.step * PASSES_OF_FIRST_ORDER
                 )
-                if self.forward is None or not math.isnan(loss):  # which a skipped step reports
+                if math.isfinite(loss):  # a skipped step reports another
                     done.loss_sum, done.loss_count = done.loss_sum + loss, done.loss_count + 1
-                    if done.first_loss is None and math.isfinite(loss):
+                    if done.first_loss is None:
                         done.first_loss = loss
                 last = done.step == self.steps
                 if done.step % config.log_every == 0 or last:
@@ -348,13 +403,13 @@ class Run:
                 self.forward.trajectory.close()
 
     def _evaluated(self, events: Any, start: float) -> float:
-        """Evaluate, log it, keep the weights when they are the best so far; returns what ranks them."""
+        """Evaluate, log it, keep the weights when they are the best so far; returns what is shown of them."""
         found = self.evaluate()
         self._log("validation", found, events)
         self.keep_if_best(found)
         self.last = found
         self.folder.append_timings({"step": self.done.step, "seconds": time.perf_counter() - start})
-        return found[self.ranked]
+        return found[self.shown]
 
     def _log(self, split: str, values: dict[str, float], events: Any) -> None:
         record = {"step": self.done.step, "split": split, "forward_passes": self.done.forward_passes, **values}
@@ -449,6 +504,8 @@ def _train(
     try:
         with run.threads(), _StopSignals() as asked, _bar(console, run) as bar:
             run.loop(tail, bar, asked)
+    except NotFinite as error:
+        raise run.stopped(str(error)) from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -524,6 +581,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     summary = {
         "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
+        "best": run.ranked,
         "accuracy_means": means[0],
         "f1_means": means[1],
         "last": {key: last[key] for key in ("accuracy", "f1", "loss", "reward") if key in last},
@@ -601,9 +659,7 @@ class _bar:
         def update(loss: float, accuracy: float | None) -> None:
             speed = (run.done.forward_passes - before) / max(1e-9, time.perf_counter() - begin)
             shown = (
-                ""
-                if accuracy is None
-                else f"  {'token F1' if run.ranked == 'f1' else run.ranked} {100 * accuracy:.2f}%"
+                "" if accuracy is None else f"  {'token F1' if run.shown == 'f1' else run.shown} {100 * accuracy:.2f}%"
             )
             if run.reward is not None and accuracy is not None:
                 shown = f"  reward {accuracy:.4g}"

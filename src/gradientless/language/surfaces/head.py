@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gradientless.errors import UserError, unknown
 from gradientless.language import backbone, features
 from gradientless.language.data import Encoded, EncodedRows
+from gradientless.language.metrics import highest
 from gradientless.language.surfaces.base import Part, Prepared, Surface
 from gradientless.language.surfaces.probe import linear_probe
 from gradientless.language.surfaces.products import Products, measure
@@ -358,8 +359,8 @@ class HeadSurface(Surface):
         with torch.no_grad():
             out.weight.copy_(weight)
             out.bias.copy_(bias)
-        right = (found @ weight.numpy().T + bias.numpy()).argmax(axis=1) == encoded.labels.numpy()
-        return f"linear probe of {len(found):,} rows, {100 * float(right.mean()):.2f}% of them right"
+        right = highest(torch.from_numpy(found @ weight.numpy().T + bias.numpy())) == encoded.labels
+        return f"linear probe of {len(found):,} rows, {100 * float(right.double().mean()):.2f}% of them right"
 
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
         """Pooled features of a batch of tokens (`Encoded.batch`): float32 [B, width]."""

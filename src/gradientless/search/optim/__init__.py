@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,40 @@ class FirstOrder(NamedTuple):
 
     type: type[torch.optim.Optimizer]
     defaults: dict[str, Any]
+
+    def require(self, option: str, value: Any) -> str | None:
+        """What `option` must be where `value` is not that; torch refuses some such values, and learns nan by others."""
+        wanted, holds = _REQUIRED[option]
+        return None if holds(value) else wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= sys.float_info.max
+
+
+def _is_natural(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= sys.float_info.max
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+_REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "lr": ("a number > 0 and finite", _is_positive),
+    "eps": ("a number >= 0 and finite", _is_natural),
+    "weight_decay": ("a number >= 0 and finite", _is_natural),
+    "momentum": ("a number >= 0 and < 1", _is_share),
+    "betas": (
+        "a list of two numbers >= 0 and < 1",
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_share, value)),
+    ),
+    "nesterov": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 FIRST_ORDER: dict[str, FirstOrder] = {

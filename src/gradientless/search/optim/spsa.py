@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gradientless.errors import Faults, UserError, unknown
+from gradientless.errors import Faults, NotFinite, UserError, unknown
 from gradientless.search.optim.base import ForwardOptimizer
 from gradientless.search.optim.gld import FISHER_LASTS
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Norms, Point, Request, Update
@@ -45,10 +45,6 @@ SAMPLE_SCHEDULES = ("constant", "linear")
 _FELT = 2.0**-16  # of a weight: 256 times what single precision tells apart
 _EARLY = 50  # steps whose mean loss tells where a run began
 VARIANCES = ("none", "grad_norm", "param_norm")
-
-
-class NotFinite(UserError):
-    """Too many steps in a row whose losses were not finite; the weights are those before them."""
 
 
 class Part(NamedTuple):
