@@ -26,8 +26,8 @@ FLOORS = {  # the first pattern that a module begins with; a folder stands on on
         {"optim"},
     ],
     "gradientless.language": [
-        {"dropout", "starter", "tables", "metrics", "tasks.base", "surfaces.head_session"},
-        {"splits"},
+        {"dropout", "starter", "tables", "metrics", "kept", "tasks.base", "surfaces.head_session"},
+        {"splits", "encodings"},
         {"tasks", "backbone"},
         {"data", "prompting"},
         {"features", "readouts"},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
+from gradientless.language.encodings import Ragged, encoded
 from gradientless.language.tables import SUFFIXES, Row, Table, read_table
 from gradientless.language.tasks.base import Example, Splits
 
@@ -230,20 +231,31 @@ class Encoded:
         pairs = [example.text_pair for example in examples]
         if any(pair is None for pair in pairs) and any(pair is not None for pair in pairs):
             raise UserError("data: every row or no row must have a second text, got both kinds")
-        texts = [example.text for example in examples]
-        coded = tokenizer(
-            texts, pairs if pairs[0] is not None else None, truncation=True, max_length=max_length, padding=False
-        )
+        segmented = "token_type_ids" in tokenizer("a", "a" if pairs[0] is not None else None)
+
+        def code(some: range) -> list[Sequence[Sequence[int]]]:
+            texts = [examples[i].text for i in some]
+            second = [pairs[i] for i in some] if pairs[0] is not None else None
+            options = {"padding": False, "return_attention_mask": False}
+            coded = tokenizer(texts, second, truncation=True, max_length=max_length, **options)
+            # Of a row that fills max_length, how many tokens it had before it was cut.
+            wholes = [len(ids) for ids in coded["input_ids"]]
+            full = [i for i, length in enumerate(wholes) if length >= max_length]
+            again = tokenizer([texts[i] for i in full], second and [second[i] for i in full], **options) if full else {}
+            for i, ids in zip(full, again.get("input_ids", ()), strict=True):
+                wholes[i] = len(ids)
+            return [coded["input_ids"], [[n] for n in wholes], *([coded["token_type_ids"]] if segmented else [])]
+
+        ids, wholes, *segments = encoded(examples, 2 + segmented, code, tokenizer, (max_length,))
         self.max_length = max_length
         self.labels: Tensor = torch.tensor([example.label for example in examples], dtype=torch.int64)
-        self._ids = [np.asarray(ids, dtype=np.int64) for ids in coded["input_ids"]]
-        segments = coded.get("token_type_ids")
-        self._segments = None if segments is None else [np.asarray(row, dtype=np.int64) for row in segments]
+        self._ids: Sequence[np.ndarray] = ids
+        self._segments: Sequence[np.ndarray] | None = segments[0] if segments else None
         self._pad = int(tokenizer.pad_token_id or 0)
         self._segment_pad = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
-        self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int64)
-        self.wholes = self._wholes(tokenizer, texts, pairs)
-        self.fingerprint = self._digest()
+        self.lengths = ids.lengths
+        self.wholes = wholes.values.astype(np.int64)
+        self.fingerprint = self._digest(ids, *segments)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -257,21 +269,11 @@ class Encoded:
             batch["token_type_ids"] = _padded([self._segments[row] for row in rows], self._segment_pad)
         return batch
 
-    def _wholes(self, tokenizer: Any, texts: Sequence[str], pairs: Sequence[str | None]) -> np.ndarray:
-        """Tokens of each row before it was cut: of those that fill max_length, encoded anew."""
-        found = self.lengths.copy()
-        full = np.flatnonzero(self.lengths >= self.max_length).tolist()
-        if full:
-            again = None if pairs[0] is None else [pairs[i] for i in full]
-            found[full] = [len(ids) for ids in tokenizer([texts[i] for i in full], again)["input_ids"]]
-        return found
-
-    def _digest(self) -> str:
+    def _digest(self, *columns: Ragged) -> str:
         digest = hashlib.sha256(f"{self.max_length}\0{len(self)}\0{self._pad}\0".encode())
         digest.update(self.lengths.tobytes())
-        digest.update(np.concatenate(self._ids).tobytes())
-        if self._segments is not None:
-            digest.update(np.concatenate(self._segments).tobytes())
+        for column in columns:
+            digest.update(np.ascontiguousarray(column.values).data)
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
+from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
 from gradientless.terminal import Console, Told
 
@@ -49,7 +48,7 @@ def compute(
     cache_dir: Path | None = None,
     show: bool = True,
     title: str = "features",
-) -> np.memmap:
+) -> np.ndarray[Any, Any]:
     """The features of every row, float32 [N, width], memory-mapped for reading, in the rows' order.
 
     They are computed in batches of rows of like length, or taken from the cache folder (by default
@@ -180,35 +179,14 @@ def _kept(
     batch_size: int,
     show: bool,
     title: str,
-) -> np.memmap:
+) -> np.ndarray[Any, Any]:
     """The array of the file, or one that `fill` makes: given the array and the numbers of some rows of like length."""
     console = Console(stderr=True, quiet=not show)
-    if path.exists():
-        if _sound(path) and (kept := _open(path, shape, dtype)) is not None:
-            return kept
-        console.print(f"{title}: the cached file {path.name} is damaged and is computed again", highlight=False)
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"features: the cache folder {folder} must be writable, got {reason}") from None
-    os.close(descriptor)
-    partial = Path(name)
-    try:
+
+    def write(partial: Path) -> None:
         _fill(fill, encoded, batch_size, partial, shape, dtype, console, title)
-        digest = _digest(partial, partial.stat().st_size)
-        with partial.open("ab") as file:
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    made = _open(path, shape, dtype)
-    assert made is not None
-    return made
+
+    return kept(path, write, lambda line: console.print(f"{title}: {line}", highlight=False), shape)
 
 
 def _fill(
@@ -237,33 +215,3 @@ def _fill(
         raise UserError(
             f"features: {need:.0f} MiB must fit into the cache folder {partial.parent}, got {error.strerror or error}"
         ) from None
-
-
-def _open(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.memmap | None:
-    """The file's array; None when it is not one of this shape."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    return array if array.shape == shape and array.dtype == dtype else None
-
-
-def _digest(path: Path, count: int) -> bytes:
-    """sha256 of the first `count` bytes of the file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while count > 0 and (block := file.read(min(count, 1 << 20))):
-            digest.update(block)
-            count -= len(block)
-    return digest.digest()
-
-
-def _sound(path: Path) -> bool:
-    """Whether the file ends in the sha256 of all that stands before."""
-    size = path.stat().st_size - hashlib.sha256().digest_size
-    if size < 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(size)
-        stated = file.read()
-    return _digest(path, size) == stated

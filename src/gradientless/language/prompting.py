@@ -18,7 +18,7 @@ What is too long is cut from the row's texts, never from the prompt.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError, unknown
+from gradientless.language.encodings import Ragged, encoded
 from gradientless.language.tasks.base import SLOTS, Example, Prompt
 
 SIDES = ("right", "left")
@@ -174,9 +175,8 @@ class PromptEncoder:
             more = [max(len(ids) - 1 for ids in each) if each else self.max_new_tokens for each in said]
         else:
             more = [max(map(len, each), default=0) for each in said]
-        fronts, backs, wholes = self._fitted(examples, more)
-        if self.family == "causal" and not any(said):
-            fronts = [front + self._line_break for front in fronts]
+        behind = self._line_break if self.family == "causal" and not any(said) else ()
+        fronts, backs, wholes = self._fitted(examples, more, behind)
         return EncodedAnswers(self, fronts, backs, said, [example.label for example in examples], wholes, mean)
 
     def _says(self, example: Example, number: int, what: str) -> tuple[Ids, ...]:
@@ -191,28 +191,38 @@ class PromptEncoder:
         # There an answer ends with the end of the text.
         return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._added([text.rstrip() for text in said], what))
 
-    def _fitted(self, examples: Sequence[Example], more: Sequence[int]) -> tuple[list[Ids], list[Ids], np.ndarray]:
+    def _fitted(
+        self, examples: Sequence[Example], more: Sequence[int], behind: Ids = ()
+    ) -> tuple[Ragged, Ragged, np.ndarray]:
         """Tokens in front of the slot and behind it, and how many tokens each row had before it was cut.
 
-        more: tokens at each row's slot."""
+        more: tokens at each row's slot. behind: tokens behind those in front."""
         if not examples:
             raise UserError("data: a split must have at least one row, got none")
         for number, example in enumerate(examples, 1):
             if "text_pair" in self.prompt.fields and example.text_pair is None:
                 raise UserError(f"prompt: {{text_pair}} needs a second text in every row, got none in row {number}")
-        rows = [{name: example.value(name) for name in self.prompt.fields} for example in examples]
-        fronts = self._ids([self._ahead(row) for row in rows])
-        backs: list[Ids] = self._ids([_render(self._back, row) for row in rows]) if self._back else [()] * len(rows)
-        wholes = np.zeros(len(rows), dtype=np.int64)
-        for i, row in enumerate(rows):
-            room = self.max_length - len(self._before) - len(self._after)
-            if self.family != "text-to-text":  # where the answer stands in the decoder
-                room -= more[i]
-            excess = len(fronts[i]) + len(backs[i]) - room
-            wholes[i] = self.max_length + excess
-            if excess > 0:
-                fronts[i], backs[i] = self._cut(row, room, i + 1)
-        return [self._before + front for front in fronts], [back + self._after for back in backs], wholes
+
+        def code(some: range) -> list[Sequence[Sequence[int]]]:
+            rows = [{name: examples[i].value(name) for name in self.prompt.fields} for i in some]
+            fronts = self._ids([self._ahead(row) for row in rows])
+            backs: list[Ids] = self._ids([_render(self._back, row) for row in rows]) if self._back else [()] * len(rows)
+            wholes = []
+            for at, i in enumerate(some):
+                room = self.max_length - len(self._before) - len(self._after)
+                if self.family != "text-to-text":  # where the answer stands in the decoder
+                    room -= more[i]
+                excess = len(fronts[at]) + len(backs[at]) - room
+                wholes.append((self.max_length + excess,))
+                if excess > 0:
+                    fronts[at], backs[at] = self._cut(rows[at], room, i + 1)
+            ahead = [(*self._before, *front, *behind) for front in fronts]
+            return [ahead, [back + self._after for back in backs], wholes]
+
+        room_of = hashlib.sha256(np.asarray(more, dtype=np.int64).tobytes()).hexdigest()
+        settings = (self.family, self.prompt, self.max_length, self.truncation, behind, room_of)
+        fronts, backs, wholes = encoded(examples, 3, code, self.tokenizer, settings)
+        return fronts, backs, wholes.values.astype(np.int64)
 
     @cached_property
     def _line_break(self) -> Ids:
@@ -394,14 +404,14 @@ class PromptEncoder:
             batch["decoder_input_ids"] = decoder
         return batch
 
-    def digest(self, fronts: Iterable[np.ndarray], backs: Iterable[np.ndarray], labels: Tensor, *more: object) -> str:
+    def digest(self, fronts: Ragged, backs: Ragged, labels: Tensor, *more: object) -> str:
         """sha256 of all that batches depend on, in hex. more: what there is beside prompts and labels."""
         words = None if self.words is None else (self.words.words, self.words.fills)
         stated = (self.max_length, len(labels), self.family, words, self.padding, *more)
         digest = hashlib.sha256("\0".join(map(str, stated)).encode())
-        for part in (list(fronts), list(backs)):
-            digest.update(np.array([len(ids) for ids in part], dtype=np.int64).tobytes())
-            digest.update(np.concatenate(part).tobytes())
+        for part in (fronts, backs):
+            digest.update(part.lengths.tobytes())
+            digest.update(np.ascontiguousarray(part.values).data)
         digest.update(labels.numpy().tobytes())
         return digest.hexdigest()
 
@@ -414,17 +424,16 @@ class EncodedPrompts:
     """
 
     def __init__(
-        self, encoder: PromptEncoder, fronts: list[Ids], backs: list[Ids], labels: list[int], wholes: np.ndarray
+        self, encoder: PromptEncoder, fronts: Ragged, backs: Ragged, labels: list[int], wholes: np.ndarray
     ) -> None:
         self._encoder, self.max_length = encoder, encoder.max_length
         self.wholes, self.cut = wholes, int((wholes > encoder.max_length).sum())
-        self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
-        self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]
+        self._fronts, self._backs = fronts, backs
         self.labels: Tensor = torch.tensor(labels, dtype=torch.int64)
         assert encoder.words is not None
         self._slots = encoder.words.slots
         more = 0 if encoder.family == "text-to-text" else max(map(len, encoder.words.fills))
-        self.lengths = np.array([len(f) + len(b) + more for f, b in zip(fronts, backs, strict=True)], dtype=np.int64)
+        self.lengths = fronts.lengths + backs.lengths + more
         self.fingerprint = encoder.digest(self._fronts, self._backs, self.labels)
 
     def __len__(self) -> int:
@@ -454,8 +463,8 @@ class EncodedAnswers:
     def __init__(
         self,
         encoder: PromptEncoder,
-        fronts: list[Ids],
-        backs: list[Ids],
+        fronts: Ragged,
+        backs: Ragged,
         answers: Sequence[tuple[Ids, ...]],
         labels: list[int],
         wholes: np.ndarray,
@@ -464,15 +473,12 @@ class EncodedAnswers:
         self._encoder, self._answers, self._mean = encoder, answers, mean
         self.wholes, self.cut = wholes, int((wholes > encoder.max_length).sum())
         self.max_length = encoder.max_length
-        self._fronts = [np.asarray(ids, dtype=np.int32) for ids in fronts]
-        self._backs = [np.asarray(ids, dtype=np.int32) for ids in backs]
+        self._fronts, self._backs = fronts, backs
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.tokens = torch.tensor([len(each[0]) if each else 0 for each in answers], dtype=torch.int64)
         self.lines = np.array([max(1, len(each)) for each in answers], dtype=np.int64)
-        self.lengths = np.array(
-            [len(f) + len(b) + max(map(len, a), default=0) for f, b, a in zip(fronts, backs, answers, strict=True)],
-            dtype=np.int64,
-        )
+        longest = np.array([max(map(len, each), default=0) for each in answers], dtype=np.int64)
+        self.lengths = fronts.lengths + backs.lengths + longest
         self.fingerprint = encoder.digest(self._fronts, self._backs, self.labels, answers, mean)
 
     def __len__(self) -> int:
