@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test product check bench clean
+.PHONY: demo test product matrix check bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(VENV)/.installed
 
 product: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) tests/language/test_product.py --product
+
+matrix: $(VENV)/.installed
+	$(BIN)/python tests/architectures/matrix.py --out docs/architectures.md
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

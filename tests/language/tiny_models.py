@@ -93,9 +93,9 @@ def _byte_level(end: str, merges: int, lines: list[str] = LINES) -> Tokenizer:
     return inner
 
 
-def byte_level(merges: int = 200):
+def byte_level(merges: int = 200, lines: list[str] = LINES):
     """Like GPT-2's and SmolLM2's: no special tokens around a text, none for padding. Few merges split words."""
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=_byte_level("<end>", merges), eos_token="<end>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=_byte_level("<end>", merges, lines), eos_token="<end>")
 
 
 def roberta_like(lines: list[str] = LINES, merges: int = 200):

@@ -1,0 +1,110 @@
+"""The matrix of architectures: its checks can fail, and its command says so."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import checks
+import matrix
+import pytest
+import torch
+from checks import FAULT, LIMIT, OK, REFUSED, Outcome, Subject, Wrong
+from tiny_architectures import ARCHITECTURES
+
+from gradientless.errors import UserError
+from gradientless.language.surfaces import FullSurface, HeadSurface
+from gradientless.search.evaluators.inject import Inject
+from gradientless.search.space import Space
+
+
+@pytest.fixture(scope="module")
+def subject_of(tmp_path_factory):
+    return lambda name: Subject(ARCHITECTURES[name], tmp_path_factory.mktemp("models"))
+
+
+# --- the checks can fail ----------------------------------------------------------------------------------------------
+
+
+def wrapped(change):
+    """A method in the place of the old one that changes what it gives."""
+    return lambda old: lambda self, *args, **more: change(old(self, *args, **more))
+
+
+SPOILED = {  # check -> what is spoiled, which the check must see
+    "scores": (FullSurface, "logits", wrapped(lambda found: found.flip(1))),
+    "scores under a head": (HeadSurface, "pooled", wrapped(lambda found: found.flip(1))),
+    "padding": (HeadSurface, "pooled", wrapped(lambda found: found - found.mean(0))),
+    "walk": (Space, "move_to", lambda old: lambda self, *_: None),
+    "inject": (Inject, "losses", wrapped(lambda found: found[::-1])),
+    "saved": (FullSurface, "save", lambda old: lambda self, folder: (reset(self), old(self, folder))[1]),
+    "choices": (FullSurface, "logits", wrapped(lambda found: found * 1.01)),
+    "texts": (FullSurface, "texts", wrapped(lambda found: [text[:-1] for text in found])),
+    "dropout": (FullSurface, "logits", lambda old: lambda self, prepared, generator=None: old(self.eval(), prepared)),
+}
+
+
+@torch.no_grad()
+def reset(surface) -> None:
+    next(iter(surface.trainable().values())).zero_()
+
+
+@pytest.fixture(scope="module")
+def gpt2(subject_of):
+    return subject_of("gpt2")
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_each_check_sees_what_it_is_there_for(what, monkeypatch, gpt2):
+    owner, name, spoil = SPOILED[what]
+    check, tried = what.partition(" ")[0], "full, head" if owner is HeadSurface else "full"
+    gpt2.made.clear()
+    assert checks.outcomes(gpt2, tried, [check])[check].word == OK
+    monkeypatch.setattr(owner, name, spoil(getattr(owner, name)))
+    gpt2.made.clear()
+    found = checks.outcomes(gpt2, tried, [check])[check]
+    assert found.word == FAULT and "blind" not in found.line, found
+
+
+def test_every_check_is_seen_to_fail():
+    assert {what.partition(" ")[0] for what in SPOILED} == set(checks.CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("raised", "word"),
+    [
+        (Wrong("x"), FAULT),
+        (RuntimeError("x"), FAULT),
+        (UserError("x: must be y, got z"), REFUSED),
+        (UserError("two\nlines"), FAULT),
+        (checks.Limit("x"), LIMIT),
+    ],
+)
+def test_what_a_check_raises_is_an_outcome(raised, word, subject_of):
+    def check():
+        raise raised
+
+    assert checks.attempt(subject_of("gpt2"), check).word == word
+
+
+# --- the command and its table ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(None, 0), (Outcome(FAULT, "x differs"), 1)])
+def test_the_command_says_whether_all_is_well(outcome, code, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(matrix, "KEPT", tmp_path)
+    monkeypatch.setitem(checks.CHECKS, "scores", lambda subject, tried: outcome)
+    asked = ["--only", "bert", "--checks", "scores", "--surfaces", "head", "--out", str(tmp_path / "table.md")]
+    assert matrix.main(asked) == code
+    assert ("FAULT head | scores: x differs" in capsys.readouterr().out) == (code == 1)
+    assert f"| bert | {'scores' and 'FAULT[1]' if code else 'ok'} |" in (tmp_path / "table.md").read_text("utf-8")
+    monkeypatch.setitem(checks.CHECKS, "scores", None)  # what is known is not examined again
+    assert matrix.main(asked) == code
+
+
+@pytest.mark.parametrize("way", ["hangs", "dies"])
+def test_one_that_hangs_or_dies_does_not_end_the_run(way, monkeypatch, tmp_path):
+    monkeypatch.setattr(matrix, "SECONDS", 1)
+    monkeypatch.setitem(checks.CHECKS, "scores", lambda *_: time.sleep(60) if way == "hangs" else os._exit(9))
+    found = matrix.row_of("bert", ["head"], ["scores"], tmp_path / "bert.json")["head"]["scores"]
+    assert found.word == FAULT and ("within 1 s" if way == "hangs" else "code 9") in found.line
