@@ -352,9 +352,11 @@ def test_assets_tells_without_fetching(capsys, monkeypatch, tmp_path):
     assert "minilm" in told and "absent" in told and str(tmp_path) in told
 
 
-def test_resume_must_name_a_run(tmp_path, capsys):
+def test_resume_must_name_a_run(tmp_path, capsys, monkeypatch):
     assert run("train", "--out", str(tmp_path / "typo"), "--resume") == 2
     told = capsys.readouterr().err
     assert told.startswith(f"--resume: must find a run to continue, got none in '{tmp_path / 'typo'}'")
-    assert run("train", "starter", "--seed", "3", "--out", str(tmp_path / "typo"), "--resume") == 2
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--resume") == 2
+    assert capsys.readouterr().err.startswith("--resume: must find a run to continue, got none in 'runs/")
     assert not (tmp_path / "typo").exists()

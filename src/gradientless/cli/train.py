@@ -145,9 +145,12 @@ def train(
     }
     recipe, overrides = split_arguments(arguments or [])
     named = recipe is not None
+    settings = any(value is not None for key, value in flags.items() if key != "out")
     if resume and recipe is None and out is not None and RunFolder(Path(out)).holds_run():
         recipe = str(RunFolder(Path(out)).config)
-    config, folder, fresh = _open_run(RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume)
+    config, folder, fresh = _open_run(
+        RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume, named or bool(overrides) or settings
+    )
     if not named and not resume and (line := _inherited(config, overrides, flags)):
         say_on_stderr(line)
     for note in config.notes if named else ():  # who named no recipe did not mean anything of it
@@ -189,8 +192,11 @@ def _inherited(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, 
     return f"starter recipe, chosen for {chosen_for}, gives: {', '.join(kept)}" if kept else None
 
 
-def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bool]:
-    """The run's configuration and folder, and whether it is a new one. A resumed run must agree with what it was."""
+def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, RunFolder, bool]:
+    """The run's configuration and folder, and whether it is a new one. A resumed run must agree with what it was.
+
+    named: whether anything says which run is meant; then `resume` also starts it, for scripts that are started again.
+    """
     from gradientless.run.config import RunConfig
     from gradientless.run.runfolder import RunFolder, free_name, newest_of_name
 
@@ -203,11 +209,9 @@ def _open_run(config: RunConfig, resume: bool) -> tuple[RunConfig, RunFolder, bo
     if folder.whole is not None:
         raise UserError(f"out: must be a run, got a stage of '{folder.whole.path}', which --resume continues")
     fresh = not folder.holds_run()
-    if resume and fresh:
-        raise UserError(
-            f"--resume: must find a run to continue, got none in '{place}'; without --resume one starts there"
-        )
-    if resume:
+    if resume and fresh and not named:
+        raise UserError(f"--resume: must find a run to continue, got none in '{place}'; name it with --out")
+    if resume and not fresh:
         stored = RunConfig.load(folder.config)
         if lines := config.differences(stored):
             raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
