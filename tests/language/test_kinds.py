@@ -10,7 +10,10 @@ import transformers as t
 from tiny_models import CONFIGS, DECODERS, EXAMPLES, SMALL, make_tokenizer
 from torch import nn
 
+from gradientless.errors import UserError
+from gradientless.language import seen
 from gradientless.language.surfaces import FullSurface, HeadSurface
+from gradientless.language.tasks import Example, Prompt
 
 LABELS = ("bad", "good")
 BERT = {"vocab_size": 14, "max_position_embeddings": 32, **SMALL}
@@ -72,3 +75,115 @@ def test_states_need_no_pooler(config, tmp_path):
     with torch.no_grad():
         assert torch.allclose(surface.features(batch), body(**batch).last_hidden_state[:, 0], atol=1e-6)
     assert type(surface.model.pooler) is type(body.pooler), "the pooler is put back"
+
+
+# --- what is seen of a model, not read from its configuration --------------------------------------------------------
+
+OFFSET = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}  # positions begin behind padding's number
+
+
+class TestPositions:
+    """A row of the most tokens is read, and one of a token more refused, wherever the limit stands."""
+
+    @pytest.mark.parametrize(("config", "most"), [
+        (t.RobertaPreLayerNormConfig(**BERT, **OFFSET), 30),
+        (t.MPNetConfig(**BERT, **OFFSET), 30),
+        (t.EsmConfig(mask_token_id=4, position_embedding_type="absolute", **BERT, **OFFSET), 30),
+        (t.LongformerConfig(attention_window=8, **BERT, **OFFSET), 30),
+        (t.XLMRobertaXLConfig(**BERT, **{**OFFSET, "pad_token_id": 3}), 28),
+        (t.BertConfig(**BERT), 32),
+        (BART, 32),  # whose table has two rows more than positions
+        (t.DebertaV2Config(relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=4, **BERT), 32),
+    ], ids=lambda value: getattr(value, "model_type", value))  # fmt: skip
+    def test_of_a_head(self, config, most, tmp_path):
+        folder = save(config, tmp_path / "model")
+        surface = HeadSurface.create(folder, LABELS, max_length=most)
+        batch = surface.encode([Example("good " * 50, 1)]).batch([0])
+        assert batch["input_ids"].shape == (1, most)
+        assert torch.isfinite(surface.features(batch)).all()
+        assert seen.positions(surface.model) == most
+        with pytest.raises(
+            UserError, match=f"^head: max_length must be <= {most}, the positions of .*, got {most + 1}"
+        ):
+            HeadSurface.create(folder, LABELS, max_length=most + 1)
+
+    @pytest.mark.parametrize("config", [
+        t.XLNetConfig(vocab_size=14, d_model=16, n_layer=2, n_head=2, d_inner=32),
+        t.T5Config(vocab_size=14, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0),
+        t.BloomConfig(vocab_size=14, hidden_size=16, n_layer=1, n_head=2),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    def test_a_model_without_a_limit_reads_any_row(self, config, tmp_path):
+        surface = HeadSurface.create(save(config, tmp_path / "model"), LABELS, max_length=300)
+        assert torch.isfinite(scores(surface)).all()
+        assert seen.positions(surface.model) is None
+
+    def test_a_limit_that_no_configuration_states(self, tmp_path):
+        config = t.MptConfig(vocab_size=12, d_model=16, n_heads=2, n_layers=1, max_seq_len=16)
+        folder = save(config, tmp_path / "model", encoder=False)
+        HeadSurface.create(folder, LABELS, max_length=16)
+        with pytest.raises(UserError, match=r"^model: must read a row of 17 tokens, got from mpt: "):
+            HeadSurface.create(folder, LABELS, max_length=17)
+
+    def test_behind_a_prompt(self, tmp_path):
+        folder = save(t.RobertaConfig(is_decoder=True, **BERT, **OFFSET), tmp_path / "model", "AutoModelForCausalLM")
+        prompt = Prompt("{text} the film was", {"bad": " bad", "good": " good"})
+        FullSurface.create(folder, LABELS, prompt=prompt, max_length=30)
+        with pytest.raises(UserError, match=r"^full: max_length must be <= 30, the positions of"):
+            FullSurface.create(folder, LABELS, prompt=prompt, max_length=31)
+
+
+class TestDirection:
+    @pytest.mark.parametrize("config", [
+        t.BertConfig(is_decoder=True, **BERT),
+        t.RobertaConfig(is_decoder=True, **BERT, **OFFSET),
+        t.CamembertConfig(is_decoder=True, **BERT, **OFFSET),
+        t.ElectraConfig(is_decoder=True, embedding_size=16, **BERT),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    def test_the_first_token_of_a_decoder_stands_for_nothing(self, config, tmp_path):
+        folder = save(config, tmp_path / "model", "AutoModelForCausalLM")
+        surface = HeadSurface.create(folder, LABELS, max_length=20)
+        assert surface.pooling == "mean"
+        assert (scores(surface)[0] - scores(surface)[1:]).abs().amax(dim=1).min() > 1e-4
+        with pytest.raises(UserError, match="first token knows nothing of the text, got cls"):
+            HeadSurface.create(folder, LABELS, max_length=20, pooling="cls", head="two-layer")
+        if config.model_type != "electra":
+            with pytest.raises(UserError, match=r"knows nothing of the text, got head 'library' .*; use 'two-layer'"):
+                HeadSurface.create(folder, LABELS, max_length=20, head="library")
+
+    @pytest.mark.parametrize("config", [
+        t.XLNetConfig(vocab_size=14, d_model=16, n_layer=2, n_head=2, d_inner=32),
+        t.BertGenerationConfig(**BERT, **OFFSET),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    def test_what_reads_both_ways_says_nothing_behind_a_prompt(self, config, tmp_path):
+        folder = save(config, tmp_path / "model", "AutoModelForCausalLM")
+        prompt = Prompt("{text} the film was", {"bad": " bad", "good": " good"})
+        with pytest.raises(
+            UserError, match=r"^full: a prompt needs a model that reads left to right or fills masks, got"
+        ):
+            FullSurface.create(folder, LABELS, prompt=prompt, max_length=20)
+        assert torch.isfinite(scores(HeadSurface.create(folder, LABELS, max_length=20, pooling="cls"))).all()
+
+    @pytest.mark.parametrize("config", [
+        t.BertGenerationConfig(is_decoder=True, **BERT, **OFFSET), CONFIGS["llama"](), CONFIGS["gpt2"](),
+        t.MambaConfig(vocab_size=14, hidden_size=16, num_hidden_layers=1, state_size=4, expand=2),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_what_reads_left_to_right(self, config, dtype):
+        assert seen.see(t.AutoModel.from_config(config).eval().to(dtype)).left_to_right
+
+
+@pytest.mark.parametrize(("config", "width"), [
+    (t.OPTConfig(vocab_size=14, hidden_size=16, word_embed_proj_dim=8, ffn_dim=32, num_hidden_layers=2,
+                 num_attention_heads=2, max_position_embeddings=32), 8),
+    (t.OPTConfig(vocab_size=14, hidden_size=16, word_embed_proj_dim=24, ffn_dim=32, num_hidden_layers=2,
+                 num_attention_heads=2, max_position_embeddings=32), 24),
+    (t.ElectraConfig(embedding_size=8, **BERT), 16),
+    (t.GPT2Config(vocab_size=14, n_positions=32, n_embd=16, n_layer=1, n_head=2), 16),
+], ids=["narrow", "wide", "electra", "gpt2"])  # fmt: skip
+@pytest.mark.parametrize("head", ["two-layer", "linear"])
+def test_a_head_is_as_wide_as_the_states(config, width, head, tmp_path):
+    folder = save(config, tmp_path / "model", encoder=config.model_type == "electra")
+    for surface in (HeadSurface.create(folder, LABELS, head=head, max_length=20),
+                    FullSurface.create(folder, LABELS, readout="head", head=head, max_length=20)):  # fmt: skip
+        assert surface.width == width
+        assert scores(surface).shape == (5, 2)

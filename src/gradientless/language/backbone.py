@@ -283,11 +283,10 @@ def is_decoder(config: Any) -> bool:
 
 
 def longest(config: Any) -> int | None:
-    """The most tokens the model has positions for; None when it states none."""
+    """The most tokens that the configuration states, None when it states none. What the model itself has positions for
+    may be less: see `seen.longest`."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    return int(positions) - (config.pad_token_id + 1 if config.model_type in _POSITIONS_BEHIND_PADDING else 0)
+    return int(positions) if positions is not None and positions > 0 else None
 
 
 # This family counts positions from behind its padding index, and makes them itself from where padding stands.

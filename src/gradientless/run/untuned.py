@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language import backbone
+from gradientless.language import seen
 from gradientless.language.prompting import PromptEncoder, with_demonstrations
 from gradientless.language.splits import few_shot, held_out
 from gradientless.language.surfaces import Surface
@@ -102,7 +102,7 @@ def icl(config: RunConfig, splits: Splits, options: Options) -> Found:
     surface = prompted(config, splits.labels)
     cost, rows, reading = _Cost(surface), held_out(splits), surface.reading
     assert isinstance(reading, PromptReading)
-    plain, limit = reading.encoder, backbone.longest(surface.model.config)
+    plain, limit = reading.encoder, seen.positions(surface.model)
     shown = demonstrations(splits, options["k"], config.seed)
     asked = _encoded(surface, rows, splits, config)
     parts: list[tuple[np.ndarray, Answers]] = []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown
-from gradientless.language import backbone, readouts
+from gradientless.language import backbone, readouts, seen
 from gradientless.language.data import Encoded, EncodedRows
 from gradientless.language.dropout import dropping
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
@@ -223,9 +223,7 @@ class FullSurface(Surface):
         if prompt is None:
             raise UserError("full: readout 'prompt' needs a prompt, got none")
         encoder = prompt_encoder(model, prompt, labels, max_length, truncation, padding, "full", max_new_tokens)
-        return cls(
-            PromptReading(backbone.load_language_model(model, encoder.family, dtype, device), encoder), dropout=dropout
-        )
+        return cls(PromptReading(speaking("full", model, encoder, dtype, device), encoder), dropout=dropout)
 
     @property
     def device(self) -> torch.device:
@@ -390,9 +388,6 @@ def prompt_encoder(
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> PromptEncoder:
     config = backbone.load_config(model)
-    limit = backbone.longest(config)
-    if limit is not None and max_length > limit:
-        raise UserError(f"{owner}: max_length must be <= {limit}, the positions of '{model}', got {max_length}")
     family = backbone.family(config)
     if not isinstance(prompt, Prompt):
         if family not in prompt:
@@ -411,3 +406,17 @@ def prompt_encoder(
         start=getattr(config, "decoder_start_token_id", None),
         max_new_tokens=max_new_tokens,
     )
+
+
+def speaking(
+    owner: str, model: str, encoder: PromptEncoder, dtype: str | torch.dtype, device: str | torch.device
+) -> nn.Module:
+    """The language model that answers the encoder's prompts. Raises `UserError` where it cannot read them."""
+    module = backbone.load_language_model(model, encoder.family, dtype, device)
+    seen.require(owner, model, module, encoder.max_length)
+    if encoder.family == "causal" and not seen.see(module).left_to_right:
+        raise UserError(
+            f"{owner}: a prompt needs a model that reads left to right or fills masks, got '{model}', whose states "
+            "know the tokens behind them; a head reads it"
+        )
+    return module

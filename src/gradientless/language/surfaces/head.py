@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown
-from gradientless.language import backbone, features
+from gradientless.language import backbone, features, seen
 from gradientless.language.data import Encoded, EncodedRows
 from gradientless.language.metrics import highest
 from gradientless.language.surfaces.base import Part, Prepared, Surface
@@ -148,7 +148,8 @@ class HeadSurface(Surface):
 
         head: "library", "two-layer", "linear" or "auto": linear for start "probe"; else the library's where the
             architecture has one that we know and neither `pooling`, `hidden` nor `activation` asks for something else,
-            but two-layer for `starter:` models, whose first token was not trained to stand for the text.
+            but two-layer for `starter:` models, whose first token was not trained to stand for the text, and for
+            decoders, whose first token cannot.
         pooling: "cls" (first token; of an encoder-decoder the decoder's, which is all that it has), "mean" (over the
             text's tokens), "last" (the text's last token). "auto" is the first token for library heads and
             encoder-decoders, else the mean.
@@ -179,14 +180,11 @@ class HeadSurface(Surface):
             raise UserError(
                 f"head: '{model}' is an encoder-decoder, of which a new head reads the first state, got {told}"
             )
-        limit = backbone.longest(config)
-        if limit is not None and max_length > limit:
-            raise UserError(f"head: max_length must be <= {limit}, the positions of '{model}', got {max_length}")
         library = LIBRARY_HEADS.get(config.model_type)
         if head == "auto":
             asks = pooling in ("mean", "last") or hidden is not None or activation not in ("auto", _own(library))
-            starter = model.startswith(backbone.STARTER)
-            head = "two-layer" if library is None or asks or starter else "library"
+            untrained = model.startswith(backbone.STARTER) or backbone.is_decoder(config)
+            head = "two-layer" if library is None or asks or untrained else "library"
         tokenizer = backbone.load_tokenizer(model, max_length)
         if head == "library":
             if library is None:
@@ -198,18 +196,15 @@ class HeadSurface(Surface):
                     f"and no other width, got pooling {pooling}, activation {activation}, hidden {hidden}; "
                     "use 'two-layer'"
                 )
-            return cls._create_library(model, tokenizer, labels, library, seed, device, dtype, max_length, dropout)
-        if pooling == "cls" and backbone.is_decoder(config):
-            raise UserError(
-                f"head: pooling must be mean or last for a decoder, whose first token knows nothing of the text, "
-                f"got cls for '{model}'"
-            )
+            made = cls._create_library(model, tokenizer, labels, library, seed, device, dtype, max_length, dropout)
+            made._look(model)
+            return made
         body = backbone.load_backbone(model, dtype, device)
-        width = int(config.get_text_config().hidden_size)
+        width = seen.see(body).width
         generator = torch.Generator().manual_seed(seed)
         inner = width if hidden is None or head == "linear" else hidden
         dense = None if head == "linear" else _linear(width, inner, generator, device)
-        return cls._own_head(
+        made = cls._own_head(
             body,
             tokenizer,
             labels,
@@ -221,6 +216,19 @@ class HeadSurface(Surface):
             dropout=dropout,
             start=start,
         )
+        made._look(model)
+        return made
+
+    def _look(self, model: str) -> None:
+        """Raises `UserError` where the body cannot be read as it is to be."""
+        seen.require("head", model, self._body(), self.max_length)
+        answers = bool(getattr(self._body().config, "is_encoder_decoder", False))
+        if self.pooling == "cls" and not answers and seen.see(self._body()).left_to_right:
+            got = f"head 'library' for '{model}'; use 'two-layer'" if self.kind == "library" else f"cls for '{model}'"
+            raise UserError(
+                "head: pooling must be mean or last for a decoder, whose first token knows nothing of the text, "
+                f"got {got}"
+            )
 
     @classmethod
     def _own_head(

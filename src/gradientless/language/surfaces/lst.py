@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradientless.errors import Faults, UserError, unknown, whole
-from gradientless.language import backbone, readouts
+from gradientless.language import backbone, readouts, seen
 from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
 from gradientless.language.dropout import dropping
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
 from gradientless.language.surfaces.base import EncodedRows, Part, Surface
-from gradientless.language.surfaces.full import prompt_encoder
+from gradientless.language.surfaces.full import prompt_encoder, speaking
 from gradientless.language.surfaces.head import POOLINGS
 from gradientless.language.surfaces.head import _pool as pool
 from gradientless.language.surfaces.ladder import Ladder, Shape, build, family_of, states_of, tower_inputs, window
@@ -200,7 +200,7 @@ class LstSurface(Surface):
             encoder = prompt_encoder(
                 model, prompt, labels, options.max_length, *sides, cls.owner, options.max_new_tokens
             )
-            body = backbone.load_language_model(model, encoder.family, dtype, device)
+            body = speaking(cls.owner, model, encoder, dtype, device)
         elif options.readout == "tokens":
             body = backbone.load_language_model(model, backbone.family(config), dtype, device)
         else:
@@ -213,6 +213,8 @@ class LstSurface(Surface):
                 head.weight.normal_(0.0, 0.02, generator=generator)
                 head.bias.zero_()
             head = head.to(device)
+        if encoder is None:
+            seen.require(cls.owner, model, body, options.max_length)
         tokenizer = encoder.tokenizer if encoder else backbone.load_tokenizer(model, options.max_length)
         surface = cls(LadderModel(body, side.to(device), head), tokenizer, labels, encoder, shape, options)
         if options.init != "random":

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown, whole
-from gradientless.language import backbone
+from gradientless.language import backbone, seen
 from gradientless.language.surfaces.adapter import AdapterSurface
 from gradientless.language.surfaces.full import FullSurface
 
@@ -76,7 +76,7 @@ class _VirtualTokens(AdapterSurface):
             raise UserError(f"{self.owner}: the model must be a {' or '.join(FAMILIES)} one, got a {kind} model")
         if start not in STARTS:
             raise unknown(self.owner, "start", start, STARTS)
-        limit = backbone.longest(self._config)
+        limit = seen.positions(self.core)
         room = None if limit is None else limit - self.max_length
         if whole(self.owner, "tokens", count) < 1 or (room is not None and count > room):
             raise UserError(f"{self.owner}: tokens must be from 1 to {room}, what max_length leaves, got {count}")
