@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
 import torch
 import transformers as t
@@ -12,7 +13,9 @@ from torch import nn
 
 from gradientless.errors import UserError
 from gradientless.language import seen
-from gradientless.language.surfaces import FullSurface, HeadSurface
+from gradientless.language.surfaces import FullSurface, HeadSurface, load
+from gradientless.language.surfaces.lora import LoraSurface
+from gradientless.language.surfaces.side_lora import SideLoraSurface
 from gradientless.language.tasks import Example, Prompt
 
 LABELS = ("bad", "good")
@@ -187,3 +190,67 @@ def test_a_head_is_as_wide_as_the_states(config, width, head, tmp_path):
                     FullSurface.create(folder, LABELS, readout="head", head=head, max_length=20)):  # fmt: skip
         assert surface.width == width
         assert scores(surface).shape == (5, 2)
+
+
+# --- branches in linear layers ---------------------------------------------------------------------------------------
+
+MIXTURE = {"num_key_value_heads": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+           "topk_group": 1, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}  # fmt: skip
+PROMPT = Prompt("{text} the film was", {"bad": " bad", "good": " good"})
+
+
+class TestBranches:
+    def make(self, config, tmp_path, surface=LoraSurface, **options):
+        folder = save(config, tmp_path / "model", "AutoModelForCausalLM", encoder=False)
+        return surface.create(folder, LABELS, prompt=PROMPT, max_length=20, **{"rank": 1, **options})
+
+    @pytest.mark.parametrize("config", [
+        t.Glm4MoeConfig(head_dim=8, **MIXTURE, **BERT),
+        t.DeepseekV3Config(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+                           **{**MIXTURE, "num_key_value_heads": 2}, **BERT),
+        t.Qwen2MoeConfig(num_experts=4, num_experts_per_tok=2, num_key_value_heads=1, moe_intermediate_size=32,
+                         shared_expert_intermediate_size=32, **BERT),
+        t.PhimoeConfig(num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=1, head_dim=8, **BERT),
+        t.FalconConfig(vocab_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    def test_stand_where_they_are_saved_and_opened_by_peft(self, config, tmp_path):
+        surface = self.make(config, tmp_path)
+        names = [name for name in surface.trainable() if "q_proj" in name or "query_key_value" in name or "q_a" in name]
+        assert names, "attention has them in each of these"
+        assert not any("experts." in name or "router" in name for name in surface.trainable())
+        with torch.no_grad():
+            for tensor in surface.trainable().values():
+                tensor.add_(0.3)
+        told = scores(surface)
+        surface.save(tmp_path / "saved")
+        torch.testing.assert_close(scores(load(tmp_path / "saved")), told, rtol=1e-4, atol=1e-4)
+        base = t.AutoModelForCausalLM.from_pretrained(tmp_path / "saved" / "base").eval()
+        opened = peft.PeftModel.from_pretrained(base, tmp_path / "saved")
+        ids = torch.arange(4, 12)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(opened(ids).logits, surface.model(ids).logits, rtol=1e-4, atol=1e-4)
+
+    def test_that_a_layer_has_no_place_for_are_refused_where_they_are_asked_for(self, tmp_path):
+        config = t.Glm4MoeConfig(head_dim=8, **MIXTURE, **BERT)
+        with pytest.raises(UserError, match=r"^lora: peft must put .* another place for model\.layers\.\d.* glm4_moe"):
+            self.make(config, tmp_path, targets=["q_proj", "gate_proj", "up_proj", "down_proj"])
+        assert self.make(config, tmp_path, targets=["q_proj"]).trainable()
+
+    @pytest.mark.parametrize("config", [
+        t.Mamba2Config(vocab_size=14, hidden_size=16, num_hidden_layers=1, state_size=4, expand=2, head_dim=8,
+                       num_heads=4, n_groups=1, chunk_size=8),
+        t.MambaConfig(vocab_size=14, hidden_size=16, num_hidden_layers=1, state_size=4, expand=2),
+        t.FalconMambaConfig(vocab_size=14, hidden_size=16, num_hidden_layers=1, state_size=4, expand=2),
+    ], ids=lambda config: config.model_type)  # fmt: skip
+    def test_that_peft_refuses_are_one_line(self, config, tmp_path):
+        with pytest.raises(UserError, match=r"^lora: peft must be able to adapt this model, got: .*out_proj") as told:
+            self.make(config, tmp_path)
+        assert "\n" not in str(told.value)
+        assert self.make(config, tmp_path, targets=["in_proj"]).trainable()
+
+    def test_beside_linear_layers_with_a_forward_of_their_own(self, tmp_path):
+        falcon = t.FalconConfig(vocab_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+        surface = self.make(falcon, tmp_path, SideLoraSurface)
+        assert any("query_key_value" in name for name in surface.trainable())
+        plain = FullSurface.create(str(tmp_path / "model"), LABELS, prompt=PROMPT, max_length=20)
+        torch.testing.assert_close(scores(surface), scores(plain))

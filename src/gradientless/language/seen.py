@@ -8,7 +8,7 @@ be narrower than the width. So each is seen, once, before it is relied on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def longest(model: nn.Module, wanted: int) -> int | None:
     stated = backbone.longest(model.config)
     if stated is not None and wanted > stated:
         return longest(model, stated) or stated
-    body: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model  # type: ignore
+    body = _reader(model)
     if stated is not None and all(end >= wanted for end in _table_ends(body, model.config)):
         return None
     try:
@@ -75,6 +75,35 @@ def positions(model: nn.Module) -> int | None:
     """The most tokens of a row; None where the model states none."""
     stated = backbone.longest(model.config)
     return None if stated is None else longest(model, stated) or stated
+
+
+def linear(model: nn.Module, layers: Mapping[str, nn.Linear]) -> set[str]:
+    """The names of those of `layers` that answer a row of tokens as a linear layer does."""
+    found: set[str] = set()
+    others: set[str] = set()
+
+    def compare(name: str, layer: nn.Linear) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            plain = len(args) == 1 and isinstance(output, Tensor) and args[0].shape[-1] == layer.in_features
+            if plain:
+                expected = nn.functional.linear(args[0], layer.weight, layer.bias)
+                plain = output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-4)
+            (found if plain else others).add(name)
+
+        return layer.register_forward_hook(hook)
+
+    handles = [compare(name, layer) for name, layer in layers.items()]
+    try:
+        _states(_reader(model), model.config, _row(model.config, SHORT))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found - others
+
+
+def _reader(model: nn.Module) -> Any:
+    """What reads the texts."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model.base_model  # type: ignore
 
 
 def _table_ends(body: nn.Module, config: Any) -> Iterator[int]:

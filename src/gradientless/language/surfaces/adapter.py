@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gradientless.errors import UserError, unknown
+from gradientless.language import seen
 from gradientless.language.surfaces.base import Part, Surface
 from gradientless.language.surfaces.full import FullSurface, HeadReading, Reading
 from gradientless.language.surfaces.products import Products, measure
@@ -104,12 +105,16 @@ class AdapterSurface(FullSurface):
 
 
 def block_linears(core: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a model's repeated blocks, by name; those of embeddings and heads are not among them."""
-    return {
+    """The linear layers of a model's repeated blocks, by name; those of embeddings and heads are not among them, nor
+    are layers that are made of a linear one and answer with anything else (a router's choice of experts)."""
+    found = {
         name: module
         for name, module in core.named_modules()
         if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name)
     }
+    own = {name: module for name, module in found.items() if type(module).forward is not nn.Linear.forward}
+    linear = seen.linear(core, own) if own else own
+    return {name: module for name, module in found.items() if name not in own or name in linear}
 
 
 def patterns(owner: str, what: str, given: str | Sequence[str]) -> list[str]:

@@ -5,11 +5,13 @@ Liu et al., "Few-shot parameter-efficient fine-tuning is better and cheaper than
 https://arxiv.org/abs/2205.05638. Both start as the model itself.
 
 Differs from the paper: LoRA stands in all linear layers of the blocks unless `targets` names fewer (the paper: queries
-and values).
+and values), but for those where peft's format has no place for a branch: in some mixtures of experts it takes the names
+of feed-forward layers for those of experts.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,19 +32,54 @@ class _PeftSurface(AdapterSurface):
 
     mergeable: ClassVar[bool] = True
 
-    def config(self) -> Any:
-        """peft's configuration of the adapter."""
+    def names(self) -> list[str]:
+        """The layers that are to have an adapter."""
+        raise AssertionError("a subclass states it")
+
+    def config(self, names: list[str]) -> Any:
+        """peft's configuration of the adapter in the layers `names`."""
         raise AssertionError("a subclass states it")
 
     def insert(self) -> None:
+        names = self._taken(self.names())
+        # Not a child: its tensors are the core's, under names that would only be longer.
+        self._peft = (self._put(self.core, names),)
+
+    def _put(self, core: nn.Module, names: list[str]) -> Any:
+        """peft's own model around `core`. Raises `UserError` where peft refuses."""
         from peft import get_peft_model
 
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of what peft asks of transformers
             torch.default_generator.manual_seed(self.options["seed"])
-            made = get_peft_model(self.core, self.config())  # type: ignore[arg-type]
-        # Not a child: its tensors are the core's, under names that would only be longer.
-        self._peft = (made,)
+            try:
+                return get_peft_model(core, self.config(names))  # type: ignore[arg-type]
+            except UserError:
+                raise
+            except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"{self.owner}: peft must be able to adapt this model, got: {reason}") from None
+
+    def _taken(self, names: list[str]) -> list[str]:
+        """Those of `names` in which peft puts an adapter, seen on a copy of the model without its weights."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        while True:
+            bare = _without_weights(self.core)
+            self._put(bare, names)
+            there = {name for name, module in bare.named_modules() if isinstance(module, BaseTunerLayer)}
+            if there == set(names):
+                return names
+            left = [name for name in names if name in there]
+            missed = next((name for name in names if name not in there), None)
+            if missed is None or not left or self.options.get("targets") is not None:
+                told = missed or sorted(there - set(names))[0]
+                kind = self.core.config.model_type  # type: ignore[union-attr]
+                raise UserError(
+                    f"{self.owner}: peft must put an adapter into the layers that are named and no others, "
+                    f"got another place for {told} of a {kind}; name others in targets"
+                )
+            names = left
 
     @contextmanager
     def taken_out(self) -> Iterator[None]:
@@ -120,19 +157,21 @@ class LoraSurface(_PeftSurface):
         options = {"rank": rank, "alpha": alpha, "targets": chosen, "seed": seed}
         return cls(base.reading, dropout=base.dropout, options=options)
 
-    def config(self) -> Any:
+    def names(self) -> list[str]:
+        return targeted(self.owner, list(self.linears()), self.options["targets"])
+
+    def config(self, names: list[str]) -> Any:
         from peft import LoraConfig
 
         linears, rank, alpha = self.linears(), self.options["rank"], self.options["alpha"]
-        narrowest = min(min(linear.in_features, linear.out_features) for linear in linears.values())
+        narrowest = min(min(linears[name].in_features, linears[name].out_features) for name in names)
         if not 1 <= whole(self.owner, "rank", rank) <= narrowest:
             raise UserError(
                 f"{self.owner}: rank must be from 1 to {narrowest}, the narrowest layer's width, got {rank}"
             )
         if not alpha > 0:
             raise UserError(f"{self.owner}: alpha must be > 0, got {alpha}")
-        chosen = targeted(self.owner, list(linears), self.options["targets"])
-        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen)  # type: ignore[arg-type]
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
 
 
 class Ia3Surface(_PeftSurface):
@@ -146,16 +185,26 @@ class Ia3Surface(_PeftSurface):
         base = FullSurface.create(model, labels, seed=seed, **reading)
         return cls(base.reading, dropout=base.dropout, options={"seed": seed})
 
-    def config(self) -> Any:
+    def names(self) -> list[str]:
+        return [
+            name for name in self.linears() if self._axes(name)[0].endswith((".k", ".v")) or self._reads_inner(name)
+        ]
+
+    def config(self, names: list[str]) -> Any:
         from peft import IA3Config
 
-        linears = self.linears()
+        return IA3Config(target_modules=names, feedforward_modules=list(filter(self._reads_inner, names)))
+
+    def _reads_inner(self, name: str) -> bool:
+        return self._axes(name)[1] == "inner"
+
+    def _axes(self, name: str) -> tuple[str, str]:
         family = family_of(self.owner, self.core.config, "architecture whose keys and values have names")
-        scaled, read = [], []
-        for name in linears:
-            rows, columns = axes_of(family, name + ".weight")
-            if rows.endswith((".k", ".v")):
-                scaled.append(name)
-            elif columns == "inner":
-                read.append(name)
-        return IA3Config(target_modules=scaled + read, feedforward_modules=read)
+        return axes_of(family, name + ".weight")
+
+
+def _without_weights(core: nn.Module) -> nn.Module:
+    """A copy of the modules of `core`, whose tensors hold nothing."""
+    bare: dict[int, Any] = {id(tensor): nn.Parameter(tensor.detach().to("meta"), False) for tensor in core.parameters()}
+    bare |= {id(tensor): tensor.to("meta") for tensor in core.buffers()}
+    return copy.deepcopy(core, bare)
