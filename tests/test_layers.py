@@ -29,6 +29,7 @@ FLOORS = {  # the first pattern that a module begins with; a folder stands on on
         {"dropout", "starter", "tables", "metrics", "kept", "tasks.base", "surfaces.head_session"},
         {"splits", "encodings"},
         {"tasks", "backbone"},
+        {"reading"},
         {"data", "prompting", "seen"},
         {"features", "readouts"},
         {"surfaces"},

@@ -43,7 +43,7 @@ def refusal(name: str, kind: str, readout: str) -> str | None:
     if name in ("prefix", "prompt") and kind == "t5":
         return f"{name}: the model must be a causal or masked one, got a text-to-text model"
     if name == "prefix" and kind == "distilbert":
-        return "prefix: the model must go on from keys and values, as BERT, RoBERTa and causal ones do, got distilbert"
+        return "prefix: the model must go on from keys and values, of one shape in all layers, got distilbert"
     if name == "bias" and kind in ("llama", "t5"):
         return "bias: the model must have biases, got none"
     return None

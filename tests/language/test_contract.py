@@ -113,7 +113,7 @@ def test_all_mistakes_of_a_ladder_are_told_at_once(models):
 @pytest.mark.parametrize(("name", "model"), [("prefix", "distilbert"), ("lst", "gpt2"), ("side_lora", "gpt2")])
 def test_a_surface_that_the_model_cannot_have(name, model, models):
     message = {
-        "prefix": "prefix: the model must go on from keys and values, as BERT, RoBERTa and causal ones do",
+        "prefix": "prefix: the model must go on from keys and values, of one shape in all layers",
         "lst": "lst: unknown architecture with a ladder 'gpt2'",
         "side_lora": "side_lora: the model must have linear layers in its blocks, got none",
     }[name]

@@ -13,7 +13,7 @@ import transformers
 from tiny_models import EXAMPLES, LANGUAGE_MODELS
 
 from gradientless.errors import UserError
-from gradientless.language import readouts, surfaces
+from gradientless.language import reading, readouts, surfaces
 from gradientless.language.backbone import family, load_config
 from gradientless.language.surfaces import FullSurface, HeadSurface
 from gradientless.language.tasks import Prompt
@@ -305,12 +305,12 @@ def test_only_the_label_words_rows_of_the_output_layer_are_computed(language_mod
     layer = create(language_models("llama")).model.get_output_embeddings()
     tokens, states = torch.tensor([3, 7]), torch.randn(2, 1, 16)
     whole = layer(states)
-    with readouts._rows_of(tokens, layer) as narrow:
+    with reading.rows_of(tokens, layer) as narrow:
         assert narrow
         torch.testing.assert_close(layer(states), whole[..., tokens])
     for tuned in (torch.nn.Linear(2, 2), layer):  # a layer that noise is added in is called whole
         inside = Injection(torch.nn.ModuleList([tuned]), {"w": tuned.weight}).at([[]])
-        with inside, readouts._rows_of(tokens, layer) as narrow:
+        with inside, reading.rows_of(tokens, layer) as narrow:
             assert narrow == (tuned is not layer) and torch.equal(layer(states), whole) == (not narrow)
 
 

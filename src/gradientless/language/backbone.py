@@ -183,13 +183,6 @@ def from_config(config: Any) -> nn.Module:
     return AutoModel.from_config(config)
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
-    """The stack of layers that the model's own forward calls with its tokens."""
-    if model.config.model_type == "opt":  # type: ignore[union-attr]
-        return model.get_decoder()  # type: ignore[operator]
-    return model.base_model  # type: ignore[return-value]
-
-
 # What a model keeps of the tokens that it has read is given to it under the first of these names that its forward has:
 # the library calls it so, and called it so before.
 _KEPT = ("cache", "past_key_values", "cache_params")
@@ -213,15 +206,19 @@ def kept_in(values: Mapping[str, Any]) -> Any:
 @torch.no_grad()
 def keys_and_values(stack: nn.Module, ids: Tensor) -> list[tuple[Tensor, Tensor]] | None:
     """What every layer makes of the tokens `ids` [B, T] by themselves: keys and values [B, heads, T, entries]; None for
-    a model that goes on from anything else."""
+    a model that goes on from anything else, or in layers of several shapes."""
     from transformers import DynamicCache
 
     name = keeps_as(stack)
     if name is None:
         return None
     kept: Any = DynamicCache()  # given, since a model that reads both ways makes none
-    stack(input_ids=ids, attention_mask=torch.ones_like(ids), **{name: kept})
-    return [(layer.keys, layer.values) for layer in kept.layers] or None
+    try:
+        stack(input_ids=ids, attention_mask=torch.ones_like(ids), **{name: kept})
+        found = [(layer.keys, layer.values) for layer in kept.layers]
+        return found if len({tensor.shape for pair in found for tensor in pair}) == 1 else None
+    except Exception:  # noqa: BLE001 (a layer that keeps something else asks for it in many ways)
+        return None
 
 
 def cache(pairs: Tensor) -> Any:

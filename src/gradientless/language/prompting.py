@@ -86,8 +86,7 @@ class PromptEncoder:
     family: "causal", "masked" or "text-to-text". labels: label names by class index; the prompt must have a word for
     each. None where every row has choices or answers of its own. max_length: the most tokens of a row, those of the
     label word, choice or answer included. truncation: the side on which a text is cut. padding: the side on which
-    shorter rows of a batch are filled. positions: whether position ids are given where padding shifts them (a model
-    that makes its own from the mask or the padding does without). start: what the decoder of a text-to-text model
+    shorter rows of a batch are filled. start: what the decoder of a text-to-text model
     begins with. max_new_tokens: of a generated answer. words: the label words, None without labels.
 
     Raises `UserError` for a template that does not fit the family and for label words that cannot be told apart.
@@ -103,7 +102,6 @@ class PromptEncoder:
         *,
         truncation: str = "right",
         padding: str = "right",
-        positions: bool = True,
         start: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
@@ -112,7 +110,7 @@ class PromptEncoder:
                 raise unknown("prompt", what, side, SIDES)
         self.tokenizer, self.prompt, self.labels, self.family = tokenizer, prompt, tuple(labels), family
         self.max_length, self.truncation, self.padding = max_length, truncation, padding
-        self._positions, self._start, self.max_new_tokens = positions, start, max_new_tokens
+        self._start, self.max_new_tokens = start, max_new_tokens
         self._front, self._back, self._joint = _sides(prompt, family)
         if prompt.words and not labels:
             raise UserError("prompt: words must stay away where rows have choices or answers of their own, got some")
@@ -157,7 +155,6 @@ class PromptEncoder:
             max_length,
             truncation=self.truncation,
             padding=self.padding,
-            positions=self._positions,
             start=self._start,
             max_new_tokens=self.max_new_tokens,
         )
@@ -381,7 +378,8 @@ class PromptEncoder:
 
     def batch(self, rows: Sequence[Line], slots: int, padding: str | None = None) -> dict[str, np.ndarray]:
         """Rows of tokens as arrays; see `EncodedPrompts.batch`. slots: K. padding: another side than the encoder's."""
-        padding = padding or self.padding
+        # What a text-to-text model is asked it reads both ways: padding in front of it would only move positions.
+        padding = "right" if self.family == "text-to-text" else padding or self.padding
         width = max(len(ids) for ids, _, _ in rows)
         pad = int(self.tokenizer.pad_token_id or 0)
         ids = np.full((len(rows), width), pad, dtype=np.int64)
@@ -391,11 +389,10 @@ class PromptEncoder:
             begin = width - len(tokens) if padding == "left" else 0
             ids[at, begin : begin + len(tokens)] = tokens
             mask[at, begin : begin + len(tokens)] = 1
-            shift = 0 if self.family == "text-to-text" else begin
             if places:
-                read[at] = [shift + p for p in (*places, *[places[-1]] * (slots - len(places)))]
+                read[at] = [begin + p for p in (*places, *[places[-1]] * (slots - len(places)))]
         batch = {"input_ids": ids, "attention_mask": mask} | ({"slots": read} if slots else {})
-        if self._positions and padding == "left" and self.family != "text-to-text":
+        if padding == "left":
             batch["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)
         if self.family == "text-to-text":
             decoder = np.full((len(rows), max(len(tokens) for _, tokens, _ in rows)), pad, dtype=np.int64)

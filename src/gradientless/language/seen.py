@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradientless.errors import UserError
-from gradientless.language import backbone
+from gradientless.language import backbone, reading
 
 SHORT = 8  # tokens of a row that is to show something
 
@@ -32,7 +32,7 @@ class Seen:
 
 def see(model: nn.Module) -> Seen:
     """What the states show of a model of the library's. Raises `UserError` for one that does not read tokens alone."""
-    body: nn.Module = model.base_model  # type: ignore[assignment]
+    body = _body(model)
     one, other = _plain_tokens(model.config)
     ids = torch.full((2, SHORT), one)
     ids[1, 1:] = other
@@ -103,7 +103,15 @@ def linear(model: nn.Module, layers: Mapping[str, nn.Linear]) -> set[str]:
 
 def _reader(model: nn.Module) -> Any:
     """What reads the texts."""
-    return model.get_encoder() if model.config.is_encoder_decoder else model.base_model  # type: ignore
+    return model.get_encoder() if model.config.is_encoder_decoder else _body(model)  # type: ignore
+
+
+def _body(model: nn.Module) -> nn.Module:
+    """The model without an output layer, also where the library has no name for it."""
+    body: nn.Module = model.base_model  # type: ignore[assignment]
+    if body is model and not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        return model.get_submodule(reading.stack_of(model))
+    return body
 
 
 def _table_ends(body: nn.Module, config: Any) -> Iterator[int]:

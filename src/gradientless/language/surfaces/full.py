@@ -62,6 +62,10 @@ class Reading(ABC):
     def begin(self, encoded: EncodedRows, show: bool) -> str | None:
         return None
 
+    def meet(self, tensors: dict[str, Tensor]) -> None:
+        """Find out what has to be known of the model to read a batch like this, before noise is put into it."""
+        return
+
 
 class PromptReading(Reading):
     """A language model's scores of label words, choices or answers, behind a prompt; and what it writes there."""
@@ -78,6 +82,9 @@ class PromptReading(Reading):
 
     def scores(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
         return readouts.scores(self.model, tensors, self.encoder.words, share=self.encoder.family == "causal")
+
+    def meet(self, tensors: dict[str, Tensor]) -> None:
+        readouts.settle(self.model, tensors, self.encoder.words, self.max_length)
 
     def describe(self) -> str:
         words = ", ".join(f"{self.encoder.prompt.words[label]!r}" for label in self.labels)
@@ -301,7 +308,9 @@ class FullSurface(Surface):
 
     def prepare(self, batch: dict[str, Tensor]) -> PreparedTokens:
         """The batch on the model's device."""
-        return PreparedTokens({name: tensor.to(self.device) for name, tensor in batch.items()})
+        tensors = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        self.reading.meet(tensors)
+        return PreparedTokens(tensors)
 
     def repeated(self, prepared: PreparedTokens, times: int) -> PreparedTokens:
         tensors = {name: torch.cat([tensor] * times) for name, tensor in prepared.tensors.items()}
@@ -331,12 +340,10 @@ class FullSurface(Surface):
         holders = [m for m in body.modules() if any(p is table.weight for p in m.parameters(recurse=False))]
         if others := [m for m in holders if m is not table]:
             encoder = self.reading.encoder
-            if encoder is None or others != [body.get_output_embeddings()]:
+            read = None if encoder is None else readouts.rows_read(body, prepared.tensors, encoder.words)
+            if read is None or others != [read[0]]:
                 return {}
-            read = readouts.rows_read(body, prepared.tensors, encoder.words)
-            if read is None:
-                return {}
-            rows = torch.cat([rows, read.to(rows.device)]).unique()
+            rows = torch.cat([rows, read[1].to(rows.device)]).unique()
         return {name: rows}
 
     def describe(self) -> str:
@@ -402,7 +409,6 @@ def prompt_encoder(
         max_length,
         truncation=truncation,
         padding=padding,
-        positions=backbone.takes_positions(config),
         start=getattr(config, "decoder_start_token_id", None),
         max_new_tokens=max_new_tokens,
     )

@@ -478,6 +478,7 @@ class LstSurface(Surface):
             return self._spoken(states[prepared.tensors["said"]])
         if self.encoder is None:
             return self._classified(states, prepared.tensors)
+        readouts.settle(self.model.backbone, prepared.tensors, self.encoder.words)
         with backbone.answering(self.model.backbone, states.to(self.dtype)):
             return readouts.scores(self.model.backbone, prepared.tensors, self.encoder.words)
 
@@ -592,7 +593,8 @@ class LstSurface(Surface):
         return "all layers" if self.shape.window == "all" else f"{self.shape.k} ({self.shape.window})"
 
     def _tensors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "states"}
+        left_out = ("states",) if backbone.takes_positions(self._config) else ("states", "position_ids")
+        tensors = {name: tensor.to(self.device) for name, tensor in batch.items() if name not in left_out}
         if "decoder" in self._family.towers and "decoder_input_ids" not in tensors:
             start = int(self._config.decoder_start_token_id)
             tensors["decoder_input_ids"] = tensors["input_ids"].new_full((len(tensors["input_ids"]), 1), start)

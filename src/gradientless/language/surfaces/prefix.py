@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown, whole
-from gradientless.language import backbone, seen
+from gradientless.language import backbone, reading, seen
 from gradientless.language.surfaces.adapter import AdapterSurface
 from gradientless.language.surfaces.full import FullSurface
 
@@ -128,6 +128,11 @@ class _VirtualTokens(AdapterSurface):
         if kwargs.get("position_ids") is not None:
             changed["position_ids"] = kwargs["position_ids"] + count
         return changed
+
+    @property
+    def stack(self) -> nn.Module:
+        """The part of the model that is given its tokens."""
+        return self.core.get_submodule(reading.stack_of(self.core))
 
     def met(self, kwargs: dict[str, Any]) -> bool:
         """Whether the model has read the virtual tokens already: it goes on from what it kept."""
@@ -269,11 +274,10 @@ class PrefixSurface(_VirtualTokens):
                 tensor.copy_(saved[name])
 
     def first_values(self, ids: Tensor) -> Tensor:
-        stack = backbone.decoder_of(self.core)
-        pairs = backbone.keys_and_values(stack, ids)
+        pairs = backbone.keys_and_values(self.stack, ids)
         if pairs is None:
             raise UserError(
-                f"{self.owner}: the model must go on from keys and values, as BERT, RoBERTa and causal ones do, got "
+                f"{self.owner}: the model must go on from keys and values, of one shape in all layers, got "
                 f"{self._config.model_type}; surface prompt takes it"
             )
         self._heads, self._entries = pairs[0][0].shape[1], pairs[0][0].shape[3]
@@ -291,8 +295,8 @@ class PrefixSurface(_VirtualTokens):
             pairs = pairs.permute(1, 2, 3, 0, 4).unsqueeze(2).expand(-1, -1, len(tokens), -1, -1, -1)
             return (), kwargs | self.masked(kwargs, len(tokens)) | {name: backbone.cache(pairs)}
 
-        stack = backbone.decoder_of(self.core)
-        name = backbone.keeps_as(stack)
+        stack = self.stack
+        name = str(backbone.keeps_as(stack))
         stack.register_forward_pre_hook(give, with_kwargs=True)
 
     def peft_config(self) -> Any:
@@ -317,37 +321,46 @@ class PromptSurface(_VirtualTokens):
     def first_values(self, ids: Tensor) -> Tensor:
         return self.core.get_input_embeddings()(ids)[0]  # type: ignore[operator]
 
-    _shown = True  # whether the call that is running has the virtual tokens in front
+    _shown = False  # whether a call is running that has the virtual tokens in front
 
     def hook(self) -> None:
+        """The stack is given tokens of its vocabulary in front, whose embeddings the virtual ones take the place of: a
+        model that looks its tokens up again, in a layer or for its positions, finds some."""
         count = self.options["tokens"]
+        (instead,) = reading.some_tokens(self.core, count)
 
         def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kwargs = _named(module, args) | kwargs
+            text = kwargs["input_ids"]
+            changed = self.masked(kwargs, len(text))
             self._shown = not self.met(kwargs)
             if not self._shown:
-                return (), kwargs | self.masked(kwargs, len(kwargs["input_ids"]))
-            text = self.core.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
-            virtual = self.virtual.to(text.dtype).expand(len(text), -1, -1)
-            changed = self.masked(kwargs, len(text)) | {"input_ids": None}
-            changed["inputs_embeds"] = torch.cat([virtual, text], dim=1)
+                return (), kwargs | changed
+            changed["input_ids"] = torch.cat([instead.expand(len(text), -1), text], dim=1)
             if kwargs.get("position_ids") is not None:
-                first = torch.arange(count, device=text.device).expand(len(text), -1)
+                begin = kwargs["position_ids"].amin(dim=1, keepdim=True)
+                first = begin + torch.arange(count, device=text.device)
                 changed["position_ids"] = torch.cat([first, changed["position_ids"]], dim=1)
             if kwargs.get("token_type_ids") is not None:
                 segments = kwargs["token_type_ids"]
                 changed["token_type_ids"] = torch.cat([segments.new_zeros(len(text), count), segments], dim=1)
             return (), kwargs | changed
 
-        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        def put(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
             if not self._shown:
-                return output
-            output["last_hidden_state"] = output.last_hidden_state[:, count:]
+                return embedded
+            virtual = self.virtual.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([virtual, embedded[:, count:]], dim=1)
+
+        def cut(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._shown:
+                output["last_hidden_state"], self._shown = output.last_hidden_state[:, count:], False
             return output
 
-        stack = backbone.decoder_of(self.core)
+        stack = self.stack
         stack.register_forward_pre_hook(give, with_kwargs=True)
         stack.register_forward_hook(cut)
+        self.core.get_input_embeddings().register_forward_hook(put)  # type: ignore[operator]
 
     def peft_config(self) -> Any:
         from peft import PromptTuningConfig
@@ -356,8 +369,8 @@ class PromptSurface(_VirtualTokens):
         return PromptTuningConfig(
             task_type=self.task_type,
             num_virtual_tokens=self.options["tokens"],
-            num_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
+            num_layers=getattr(config, "num_hidden_layers", None),
+            num_attention_heads=getattr(config, "num_attention_heads", None),
             token_dim=self.virtual.shape[1],
             base_model_name_or_path="base",
             inference_mode=True,

@@ -87,7 +87,7 @@ def measure(surface: Surface, batch: Any = None) -> Products:
     """
     trainable, watch = surface.trainable(), Watch(_tensors(surface))
     with torch.enable_grad():
-        loss = _loss(surface, batch)
+        loss = _loss(surface, _prepared(surface, batch))
         with watch:
             torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     return _counted(surface, watch.read, watch.calls, watch.multiplies)
@@ -96,18 +96,22 @@ def measure(surface: Surface, batch: Any = None) -> Products:
 def of_whole(surface: Surface, batch: Any = None) -> Products:
     """As `measure`, of a surface that tunes all of its model: without a backward pass, whose gradients would take the
     model's size. Every product of the forward pass has two in the backward pass there, one for each of its factors."""
-    watch = Watch({})
+    watch, prepared = Watch({}), _prepared(surface, batch)
     with torch.enable_grad(), watch:  # without gradients the library would take other ways
-        _loss(surface, batch)
+        _loss(surface, prepared)
     return _counted(surface, set(), 2 * watch.calls, 2 * watch.multiplies)
 
 
-def _loss(surface: Surface, batch: Any) -> Tensor:
+def _prepared(surface: Surface, batch: Any) -> Any:
     if batch is None and surface.cacheable:  # which reads features: none have to be computed to count behind them
         batch = torch.zeros(1, surface.width)
     elif batch is None:
         batch = surface.encode([surface.blank()]).batch([0])
-    return surface.logits(surface.prepare(batch)).logsumexp(-1).sum()
+    return surface.prepare(batch)
+
+
+def _loss(surface: Surface, prepared: Any) -> Tensor:
+    return surface.logits(prepared).logsumexp(-1).sum()
 
 
 def _tensors(surface: Surface) -> dict[str, Tensor]:
