@@ -118,11 +118,10 @@ def test_a_resumed_run_ends_with_the_same_bits_and_replays(kind, tmp_path):
             other.replay(tmp_path / folder / "trajectory.bin")
 
 
-@pytest.mark.parametrize("split", [1, 2])
-@pytest.mark.parametrize("stop", [9, 12, 16, 19])
+@pytest.mark.parametrize(("stop", "split"), [(12, 1), (16, 1), (19, 2)])
 def test_a_run_stopped_within_a_later_shuffled_epoch_goes_on_with_the_same_rows(stop, split, tmp_path):
-    """Epochs of 8 steps: within the second, at its end, within the third."""
-    how = {"max_steps": 22, "save_steps": stop, "logging_steps": 1, "per_device_train_batch_size": 8 // split}
+    """Epochs of 8 steps: within the second, at its end, within the third, whose steps are of two micro-batches."""
+    how = {"max_steps": 20, "save_steps": stop, "logging_steps": 1, "per_device_train_batch_size": 8 // split}
     how["gradient_accumulation_steps"] = split
     straight = make_trainer(tmp_path / "straight", **how)
     straight.train()
@@ -134,10 +133,10 @@ def test_a_run_stopped_within_a_later_shuffled_epoch_goes_on_with_the_same_rows(
     wanted, found = (
         [(line["step"], line["loss"]) for line in t.state.log_history if "loss" in line] for t in (straight, resumed)
     )
-    assert len(wanted) == 22 and found == wanted
+    assert len(wanted) == 20 and found == wanted
     logs = [(tmp_path / folder / "trajectory.bin").read_bytes() for folder in ("straight", "stopped")]
     assert logs[0] == logs[1] and equal(weights(straight.model), weights(resumed.model))
-    assert len(set(loss for _, loss in wanted[:8])) == 8, "rows that a step draws show in its loss"
+    assert len({loss for _, loss in wanted[:8]}) == 8, "the rows of a step show in its loss"
 
 
 @pytest.mark.parametrize("ready", [False, True])

@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.trainer import OPTIMIZER_NAME
 
 from gradientless.errors import UserError, unknown, whole
@@ -82,7 +83,10 @@ class ForwardTrainer(transformers.Trainer):
         self._affordable: int | None = None  # steps that they pay for, from an optimizer's first step on
         self._parts: list[dict[str, Any]] = []  # the micro-batches of the step, as the model takes them
         self._items: Tensor | int | None = None  # the Trainer's count of their labels
+        self._measured: float | None = None  # the step's loss, until the Trainer looks whether to log
+        self._resumed, self._ended = False, False
         super().__init__(*args, **kwargs)
+        self.callback_handler.callbacks.insert(0, _Begin(self))
         if not self._given_type():
             raise unknown("ForwardTrainer", "forward_optimizer", forward_optimizer, OPTIMIZERS)
         refused = {
@@ -110,6 +114,7 @@ class ForwardTrainer(transformers.Trainer):
         accelerator.scaler = None  # nothing is differentiated, so nothing can underflow
         accelerator.prepare_model = partial(accelerator.prepare_model, evaluation_mode=True)  # autocast, but no DDP
         accelerator.prepare_optimizer = self._prepare_optimizer
+        accelerator.clip_grad_norm_ = lambda *args, **kwargs: None  # there is no gradient
 
     # The optimizer ---------------------------------------------------------------------------------------------------
 
@@ -179,10 +184,7 @@ class ForwardTrainer(transformers.Trainer):
         passes = optimizer.forward_passes - before
         operations = super().floating_point_ops
         self.current_flos += round(passes * FORWARD_SHARE * sum(operations(part) for part in parts))
-        if math.isfinite(loss) or not self.args.logging_nan_inf_filter:
-            self._tr_loss += loss
-        else:  # as the Trainer does: the average of what it has summed since it last logged
-            self._tr_loss += self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        self._measured = loss
         if self.checksum_every and optimizer.t % self.checksum_every == 0:
             self._check_alike()
 
@@ -190,11 +192,14 @@ class ForwardTrainer(transformers.Trainer):
         """Nothing here: the step counts the passes that it made."""
         return 0
 
-    def _clip_grad_norm(self, model: nn.Module) -> None:
-        """There is no gradient to clip."""
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """There is no gradient."""
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, which sums losses in `tr_loss` until it logs: that of the step is put there first."""
+        loss, self._measured = self._measured, None
+        if loss is not None and self.args.logging_nan_inf_filter and not math.isfinite(loss):
+            tr_loss += tr_loss / (self.state.global_step - self._globalstep_last_logged)  # their average, as there
+        elif loss is not None:
+            tr_loss += loss
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def sums_over_batches(self) -> bool:
         """Whether `compute_loss` gives a micro-batch's part of the whole batch's mean, rather than its own mean."""
@@ -205,14 +210,23 @@ class ForwardTrainer(transformers.Trainer):
         """Labels of a micro-batch that its mean loss counts; its rows, where it has no tensor of labels."""
         labels = inputs.get("labels")
         if isinstance(labels, Tensor):
-            if getattr(self, "_loss_shifts_labels", False) and labels.ndim > 1:
+            if labels.ndim > 1 and self._shifts_labels():
                 labels = labels[..., 1:]
             return int(labels.ne(IGNORED).sum())
         return len(next(value for value in inputs.values() if isinstance(value, Tensor)))
 
+    def _shifts_labels(self) -> bool:
+        """Whether the model's loss leaves out the first label of each row: a decoder's, and no text-to-text model's."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        shifts = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+        return shifts and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs["forward_passes"] = self._forward.forward_passes
+        if "train_runtime" in logs:  # the Trainer's first words after its last step
+            self._end()
         super().log(logs, start_time)
 
     # Several processes -----------------------------------------------------------------------------------------------
@@ -237,6 +251,7 @@ class ForwardTrainer(transformers.Trainer):
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the steps that the budget of forward passes pays for."""
+        self._parts, self._measured, self._resumed, self._ended = [], None, False, False
         *others, max_steps = super().set_initial_training_values(*args, **kwargs)
         if self.forward_passes is not None:
             self.create_optimizer()
@@ -245,32 +260,32 @@ class ForwardTrainer(transformers.Trainer):
             max_steps = min(max_steps, self._affordable)
         return *others, max_steps
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        if resume_from_checkpoint is not None and not (Path(resume_from_checkpoint) / OPTIMIZER_NAME).is_file():
-            raise UserError(
-                f"ForwardTrainer: a checkpoint to resume from must hold {OPTIMIZER_NAME}, got "
-                f"'{resume_from_checkpoint}' without; was it saved with save_only_model?"
-            )
-        self._parts = []
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+    def _begin(self) -> None:
+        """Before the first step: equal weights everywhere, and a log."""
         self._forward  # noqa: B018 - a subclass may have made another optimizer
         if self.args.world_size > 1:  # as DDP does: all processes start from the first one's weights
             assert self.model is not None
             with torch.no_grad():
                 for tensor in [*self.model.parameters(), *self.model.buffers()]:
                     torch.distributed.broadcast(tensor.data, 0)
-        if resume_from_checkpoint is None:
+        if not self._resumed:
             self._start_log()
         self._check_alike()
-        return prepared
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _end(self) -> None:
+        """Behind the last step, and before the Trainer puts other weights in the place of these."""
+        if self._ended:
+            return
+        self._ended = True
         self._forward.finish()
         self._check_alike()
         log = self._forward.trajectory
         if log is not None:
             log.sync()
-        return super()._finalize_training(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        self._end()
+        super()._load_best_model()
 
     @property
     def _log_file(self) -> Path:
@@ -296,8 +311,13 @@ class ForwardTrainer(transformers.Trainer):
             shutil.copyfile(log.path, Path(output_dir) / TRAJECTORY_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not (Path(checkpoint) / OPTIMIZER_NAME).is_file():
+            raise UserError(
+                f"ForwardTrainer: a checkpoint to resume from must hold {OPTIMIZER_NAME}, got "
+                f"'{checkpoint}' without; was it saved with save_only_model?"
+            )
         super()._load_optimizer_and_scheduler(checkpoint)
-        optimizer = self._forward
+        optimizer, self._resumed = self._forward, checkpoint is not None
         if checkpoint is None or not self.is_world_process_zero():
             return
         if optimizer.trajectory is not None:
@@ -312,6 +332,16 @@ class ForwardTrainer(transformers.Trainer):
         shutil.copyfile(saved, partial_file)
         os.replace(partial_file, self._log_file)
         optimizer.trajectory = Trajectory.open(self._log_file)
+
+
+class _Begin(transformers.TrainerCallback):
+    """Tells the trainer that its model and optimizer are ready: a step of the loop without a method of its own."""
+
+    def __init__(self, trainer: ForwardTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer._begin()
 
 
 class _Stepping(AcceleratedOptimizer):
