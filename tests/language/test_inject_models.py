@@ -98,8 +98,15 @@ def moved(model, space, changes, batch):
 
 @torch.no_grad()
 def injected(model, injection, changes, batch):
-    with injection.at(changes):
-        return model(**times(batch, len(changes))).logits.chunk(len(changes))
+    def outputs(changes):
+        with injection.at(changes):
+            return model(**times(batch, len(changes))).logits.chunk(len(changes))
+
+    if len(changes) > 1 and not injection.tried:
+        refused = injection.try_together(lambda two: [float(one.square().mean()) for one in outputs(two)])
+        if refused is not None:
+            raise refused
+    return outputs(changes)
 
 
 def logits(family: str, form: str, rank: int, leave_out: str = ""):
@@ -201,8 +208,18 @@ def test_generation_with_its_cache(family):
                "return_dict_in_generate": True, "eos_token_id": None}  # fmt: skip
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     injection = Injection(model, tensors)
-    with injection.at(changes):
-        together = model.generate(**times(batch, len(changes)), **options)
+
+    def written(changes):
+        with injection.at(changes):
+            return model.generate(**times(batch, len(changes)), **options)
+
+    def sizes(two):
+        return [
+            sum(float(step[3 * p : 3 * p + 3].square().mean()) for step in written(two).logits) for p in range(len(two))
+        ]
+
+    assert injection.try_together(sizes) is None
+    together = written(changes)
     for p, mine in enumerate(changes):
         with injection.at([mine]):
             alone = model.generate(**batch, **options)

@@ -20,7 +20,7 @@ from gradientless.search.noise import Noise
 from gradientless.search.points import ALL, ORIGIN, Direction, point
 from gradientless.search.space import Space
 
-ROWS = 4
+ROWS, TRIED = 4, 5  # calls in which two points are tried: alone, together, and beside themselves
 
 
 class RMSNorm(nn.Module):
@@ -210,8 +210,17 @@ def moved(model: nn.Module, tensors, changes, batch):
 
 @torch.no_grad()
 def batched(model, injection, points, batch):
-    with injection.at(points):
-        return model(torch.cat([batch] * len(points))).chunk(len(points))
+    """The model's outputs at points in one batch, as the evaluator gets there; raises where it would not."""
+
+    def outputs(points):
+        with injection.at(points):
+            return model(torch.cat([batch] * len(points))).chunk(len(points))
+
+    if len(points) > 1 and not injection.tried:
+        refused = injection.try_together(lambda points: [float(out.square().mean()) for out in outputs(points)])
+        if refused is not None:
+            raise refused
+    return outputs(points)
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -332,15 +341,22 @@ def test_a_module_of_another_kind_runs_with_its_tensors_in_place(only):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Inject(space, closure, injection).losses(points_of_a_step()) == pytest.approx(wanted, rel=1e-5)
-    assert closure.calls == (1 if only == "second" else 4)
+    assert closure.calls == (TRIED + 1 if only == "second" else 4)
 
 
 def test_arguments_by_name_and_several_inputs():
     gated = Gated(6)
     x, gate = torch.randn(4, 6), torch.randn(4, 6)
     points = some_points({"weight": gated.weight})[:2]
-    with torch.no_grad(), Injection(gated, {"weight": gated.weight}).at(points):
-        found = gated(torch.cat([x, x]), gate=torch.cat([gate, gate]), scale=2.0).chunk(2)
+    injection = Injection(gated, {"weight": gated.weight})
+
+    def outputs(points):
+        with injection.at(points):
+            return gated(x.repeat(len(points), 1), gate=gate.repeat(len(points), 1), scale=2.0).chunk(len(points))
+
+    with torch.no_grad():
+        assert injection.try_together(lambda points: [float(out.mean()) for out in outputs(points)]) is None
+        found = outputs(points)
     for mine, out in zip(points, found, strict=True):
         other = copy.deepcopy(gated)
         mine[0].add_to(other.weight.data)
@@ -389,14 +405,20 @@ def test_rows_that_were_chosen_are_refused():
         batched(model, Injection(model, tensors), some_points(tensors)[:2], x)
 
 
-def test_the_batch_may_be_told():
+def test_parts_of_a_model_that_nobody_calls_as_a_whole():
     model = nn.Sequential(nn.Linear(6, 6), Positions("row"))
     tensors = dict(model.named_parameters())
-    points = some_points(tensors)[:3]
+    points, injection = some_points(tensors)[:3], Injection(model, tensors)
     x = torch.randn(2, 4, 6)
-    with torch.no_grad(), Injection(model, tensors).at(points, batch=2):
-        found = model[1](model[0](torch.cat([x] * 3)))
-    for mine, out in zip(points, found.chunk(3), strict=True):
+
+    def outputs(points):
+        with injection.at(points):
+            return model[1](model[0](torch.cat([x] * len(points)))).chunk(len(points))
+
+    with torch.no_grad():
+        assert injection.try_together(lambda points: [float(out.mean()) for out in outputs(points)]) is None
+        found = outputs(points)
+    for mine, out in zip(points, found, strict=True):
         torch.testing.assert_close(out, moved(model, tensors, mine, x), rtol=1e-5, atol=1e-5)
 
 
@@ -455,8 +477,11 @@ def test_an_exception_inside_leaves_the_model_clean():
     points = some_points(tensors)[:2]
     for _ in range(2):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            batched(model, injection, points, torch.randn(3, 6))
+            batched(model, injection, points[:1], torch.randn(3, 6))
         trace.check()
+    with pytest.raises(Unbatchable, match="got RuntimeError: mat1 and mat2 shapes cannot be multiplied"):
+        batched(model, injection, points, torch.randn(3, 6))
+    trace.check()
     with pytest.raises(KeyboardInterrupt), injection.at(points):
         raise KeyboardInterrupt
     trace.check()
@@ -537,7 +562,7 @@ USED = "must be used only by calls of the module that holds it"
 REFUSED = {
     "a parameter of half precision in a module of its own": (
         lambda: all_of(holder(dtype=torch.bfloat16)),
-        f"tensor 'table' {PLACE}, got Module; {INSTEAD}",
+        f"tensor 'table' {PLACE}, got Module; leave it out, or use evaluator 'snapshot'",
     ),
     "a large parameter in a module of its own": (
         lambda: all_of(holder(rows=(SMALL >> 2) + 1)),
@@ -569,20 +594,21 @@ REFUSED = {
     ),
     "a dense change": (
         lambda: give(Delta("weight", torch.ones(2, 2))),
-        "directions must be low-rank, got a dense change of 'weight'; give rank=1, or evaluator 'walk'",
+        "directions must be low-rank, got a dense change of 'weight'; give rank=1, or evaluator 'walk' or 'snapshot'",
     ),
     "a sparse change": (
         lambda: give(Delta("weight", torch.ones(1), torch.tensor([3]))),
-        "directions must be low-rank, got a sparse change of 'weight'; give rank=1, or evaluator 'walk'",
+        "directions must be low-rank, got a sparse change of 'weight'; give rank=1, or evaluator 'walk' or 'snapshot'",
     ),
     "an unknown name": (
         lambda: give(Delta("weigt", torch.ones(2))),
         "changes must be of the injected tensors, got 'weigt'",
     ),
     "no points": (give, "changes must be given for at least one point, got none"),
-    "rows that are not copies": (
-        lambda: run_with(model := nn.Linear(2, 2), dict(model.named_parameters()), torch.ones(4, 2), copies=3),
-        "a batch of 3 points must have rows in that many copies, got 4",
+    "several points that were not tried": (
+        lambda: run_with(model := nn.Linear(2, 2), dict(model.named_parameters()), torch.ones(4, 2), copies=2),
+        "the module of 'bias' must see the rows of the batch to tell 2 points apart, got a call of another kind than "
+        f"when two points were tried; evaluate one point at a time, {INSTEAD}",
     ),
     "another parameter since": (replaced, "the model must keep its parameters, got another in place of 'bias'"),
 }
@@ -664,7 +690,7 @@ def test_the_evaluator_agrees_with_snapshots(kind, noise, rank):
     assert Inject(space, Closure(model, batch), model).losses(points) == pytest.approx(wanted, rel=1e-5)
     together = Batched(model, batch)
     assert Inject(space, together, Injection(model, space.tensors)).losses(points) == pytest.approx(wanted, rel=1e-5)
-    assert together.calls == 1
+    assert together.calls == TRIED + 1
 
 
 @torch.no_grad()
@@ -686,9 +712,9 @@ def test_the_evaluator_goes_on_one_point_at_a_time():
     wanted = Snapshot(space, Closure(model, batch)).losses(points)
     with pytest.warns(UserWarning, match=r"'table.weight' must see the rows.* done from now on"):
         assert Inject(space, closure, injection).losses(points) == pytest.approx(wanted, rel=1e-5)
-    assert closure.calls == 1 + len(points)
+    assert closure.calls == 3 + len(points)
     assert Inject(space, closure, injection).losses(points) == pytest.approx(wanted, rel=1e-5)
-    assert closure.calls == 1 + 2 * len(points)
+    assert closure.calls == 3 + 2 * len(points)
 
 
 @torch.no_grad()

@@ -9,7 +9,9 @@ from typing import Protocol
 from torch import nn
 
 from gradientless.delta import Delta
-from gradientless.search.evaluators.injection import Injection, Unbatchable
+from gradientless.errors import UserError
+from gradientless.search.evaluators.injection import Injection
+from gradientless.search.evaluators.rows import Unbatchable
 from gradientless.search.points import Point
 from gradientless.search.space import Space
 
@@ -26,7 +28,8 @@ class Inject:
     """Losses at points by an `Injection`.
 
     closure: called once per point; or, where it has `closure.injected(injection)` (see `Injected`), many points in one
-        batch. If a module cannot tell the points of a batch apart, points are evaluated one at a time from then on.
+        batch, once two were seen to have the losses there that they have alone. Where a module cannot tell the points
+        of a batch apart, they are evaluated one at a time.
     model: the module that the closure runs; or an `Injection` made before, which spares looking for the tensors.
     """
 
@@ -40,13 +43,19 @@ class Inject:
         if batched is None:
             return [self._one(mine) for mine in changes]
         runner: Injected = batched(self.injection)
-        if not self.injection.one_by_one:
+        alone: UserError | None = None
+        if len(changes) > 1 and not self.injection.tried:
+            alone = self.injection.try_together(runner.losses)
+        if len(changes) == 1 or not self.injection.one_by_one:
             try:
                 return [float(loss) for loss in runner.losses(changes)]
-            except Unbatchable as error:
-                warnings.warn(f"{error}: done from now on, which takes a pass per point", stacklevel=2)
-                self.injection.one_by_one = True
-        return [float(runner.losses([mine])[0]) for mine in changes]
+            except Unbatchable as error:  # this batch: the next is tried together again, in a resumed run too
+                alone = error
+        found = [float(runner.losses([mine])[0]) for mine in changes]
+        if alone is not None:
+            when = "from now on" if self.injection.one_by_one else "for this batch"
+            warnings.warn(f"{alone}: done {when}, which takes a pass per point", stacklevel=2)
+        return found
 
     def _one(self, changes: Sequence[Delta]) -> float:
         with self.injection.at([changes]):
