@@ -238,7 +238,7 @@ class HeadSession:
                 change.add_to(self._weight)
             elif change.name == self._b2:
                 change.add_to(self._bias)
-            elif self._on_cpu and not self._has_dense([[change]]):
+            elif self._on_cpu and not self._is_product(change):
                 xt, a, h, *_ = self._arrays
                 _take(xt, a, h, self._code, self._inner(change.name, change.index), change.values.numpy().reshape(-1))
             else:
@@ -256,7 +256,7 @@ class HeadSession:
         if self._on_cpu:
             if isinstance(candidates, Sweep) and not (candidates.name == self._w1 and candidates.entries is None):
                 return self._swept(candidates)
-            if not self._has_dense(candidates):
+            if not any(self._is_product(change) for changes in candidates for change in changes):
                 return self._compiled(candidates)
         found = []
         for changes in candidates:
@@ -279,9 +279,9 @@ class HeadSession:
             return self._logits + values.unsqueeze(2)
         return torch.mm(values.view(-1, len(self._h)), self._h).view(count, *self._logits.shape).add_(self._logits)
 
-    def _has_dense(self, candidates: Sequence[Sequence[Delta]]) -> bool:
-        """Whether some change moves all of W₁: then a matrix product is the shortest way."""
-        return any(d.index is None and d.name == self._w1 for changes in candidates for d in changes)
+    def _is_product(self, change: Delta) -> bool:
+        """Whether a matrix product is the shortest way to what a change does: it is low-rank, or moves all of W₁."""
+        return change.right is not None or (change.index is None and change.name == self._w1)
 
     def _moved(self, changes: Sequence[Delta]) -> tuple[Tensor, Tensor, Tensor]:
         """A, W₂ and b₂ after `changes`; the old tensors where nothing changes them. For any device."""
@@ -289,18 +289,20 @@ class HeadSession:
         for change in changes:
             if change.name == self._w1:
                 width = self._xt.shape[0]
-                if change.index is None:
+                if change.right is not None:
+                    a = torch.addmm(a, change.values, change.right.T @ self._xt, alpha=change.scale)
+                elif change.index is None:
                     a = torch.addmm(a, change.values.view(-1, width), self._xt)
                 else:
                     rows = torch.div(change.index, width, rounding_mode="floor")
                     parts = change.values.unsqueeze(1) * self._xt[change.index - rows * width]
                     a = a.index_add(0, rows, parts)
             elif change.name == self._b1:
-                a = a + _dense(change, self._a.shape[0]).unsqueeze(1)
+                a = a + change.dense(a[:, 0]).unsqueeze(1)
             elif change.name == self._w2:
-                weight = weight + _dense(change, weight.numel()).view_as(weight)
+                weight = weight + change.dense(weight)
             else:
-                bias = bias + _dense(change, bias.numel())
+                bias = bias + change.dense(bias)
         return a, weight, bias
 
     def _pack(self, candidates: Sequence[Sequence[Delta]]) -> tuple[np.ndarray, ...]:
@@ -354,10 +356,3 @@ class HeadSession:
         out = np.empty((*b2.shape, self._a.shape[1]), np.float32)
         _all(*self._arrays, self._code, offsets, starts, index, values, b1, w2, b2, out)  # type: ignore[call-arg]
         return torch.from_numpy(out)
-
-
-def _dense(change: Delta, size: int) -> Tensor:
-    """The change as a vector of all `size` entries."""
-    if change.index is None:
-        return change.values.view(-1)
-    return change.values.new_zeros(size).index_put((change.index,), change.values)
