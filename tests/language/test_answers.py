@@ -205,8 +205,14 @@ def test_copies_of_a_batch_stay_whole(language_models, kind, name):
     asked, made.reading.encoder.stops = endings(made)
     space = Space(made.trainable(), Noise(0, "rademacher"), rank=1)
     changes = space.deltas([point(0.1, Direction(0, 0, ALL)), point(-0.1, Direction(0, 0, ALL))])
-    with Injection(made, made.trainable()).at(changes):
-        together = made.texts(made.repeated(asked, 2))
+    injection = Injection(made, made.trainable())
+
+    def written(points):
+        with injection.at(points):
+            return made.texts(made.repeated(asked, len(points)))
+
+    assert injection.try_together(lambda points: [len(written(points)) / len(points)] * len(points)) is None
+    together = written(changes)
     apart = []
     for change in changes:
         with space.at(change):

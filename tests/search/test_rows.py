@@ -16,7 +16,7 @@ from gradientless.search.optim import MeZO
 from gradientless.search.points import ALL, ORIGIN, Direction, point
 from gradientless.search.space import Space
 
-WIDTH, TRIED = 6, 5  # calls in which two points are tried: alone, together, and beside themselves
+WIDTH, TRIED = 6, 4  # calls in which two points are tried, each alone, and both in either order
 
 
 class Base(nn.Module):
@@ -120,6 +120,20 @@ class Experts(Base):
             mine = torch.where(chosen == number)[0]
             out[mine] = layer(flat[mine])
         return out.view(states.shape)
+
+
+class BetterHalf(Base):
+    """Half of each row's tokens go on: which, depends on the point, and how many does not."""
+
+    def between(self, states, ids):
+        score, out = self.gate(states).squeeze(-1), states.clone()
+        chosen = score > score.median(1, keepdim=True).values
+        out[chosen] = self.inner(states[chosen])
+        return out
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, 1)
 
 
 class SortedExperts(Experts):
@@ -280,8 +294,8 @@ TOGETHER = (
     Base,
 )
 ALONE = (
-    FlatTimeFirst, WindowsFirst, Sorted, SortedByIds, Interleaved, Experts, SortedExperts, OfAllRows, RowsAsFeatures,
-    Rotated, Relative,
+    FlatTimeFirst, WindowsFirst, Sorted, SortedByIds, Interleaved, BetterHalf, Experts, SortedExperts, OfAllRows,
+    RowsAsFeatures, Rotated, Relative,
 )  # fmt: skip
 SHAPES = ((4, 10), (4, 8), (4, 16), (8, 16), (2, 4), (2, 8), (3, 6), (1, 2), (1, 4), (6, 24))  # rows, and their tokens
 

@@ -124,6 +124,11 @@ class Injection:
                 torch.backends.mha.set_fastpath_enabled(False)  # it reads weights past their modules
             if len(changes) > 1 or self._trial is not None:
                 handles = [gate.register_forward_pre_hook(self._begin, with_kwargs=True) for gate in gates]
+            if self._trial is not None:
+                leave, enter = self._trial.leave, self._trial.enter
+                for module in gates:
+                    handles.append(module.register_forward_pre_hook(lambda *_: enter()))
+                    handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
             for site in active if self._watched else self._sites:
                 site.enter(runs)
             with watch:
@@ -148,22 +153,19 @@ class Injection:
         """
         half = torch.is_autocast_enabled() or any(tensor.dtype in HALF for tensor in self.model.parameters())
         trial = self._trial = Trial(half)
-        two = [far(self.tensors, 0), far(self.tensors, 1)]
+        points = [far(self.tensors, which) for which in (0, 1)]
         devices = {tensor.device for tensor in self.tensors.values() if tensor.device.type == "cuda"}
+        found: list[list[float]] = []
         try:
-            with torch.random.fork_rng(devices=list(devices)), Calm():
-                alone = []
-                for p, point in enumerate(two):
-                    trial.start(p)
-                    alone.append(float(losses([point])[0]))
-                trial.start(None)
-                together = [float(loss) for loss in losses(two)]
-                self._trial = None
-                doubled = [float(losses([point, point])[p]) for p, point in enumerate(two)]
-            if trial.same(alone, together, doubled):
+            with torch.random.fork_rng(devices=list(devices)), Calm(trial):
+                for order in ((0,), (1,), (0, 1), (1, 0)):
+                    trial.start(*order)
+                    found.append([float(loss) for loss in losses([points[p] for p in order])])
+            one, other, forth, back = found
+            if trial.same(forth, one + other) and trial.same(back, other + one):
                 self.tried = True
                 return None
-            told = ", ".join(f"{loss:.7g}" for loss in (*alone, *together, *doubled))
+            told = ", ".join(f"{loss:.7g}" for each in found for loss in each)
             reason = f"points must have the loss in a batch with others that they have alone, got {told}"
         except Unbatchable as error:
             reason = str(error).removeprefix("inject: ")

@@ -2,9 +2,9 @@
 
 A model hands its modules the rows first, or behind the time ([T, B, width]), laid flat with other things, sorted, or
 only those that it chose by what they hold; and it computes some things once for the whole batch. So two points far
-apart are evaluated alone and then in one batch, and what each module is given in the batch is compared with what it
-was given before. The rows are in the one dimension that has doubled, if along it the first point's entries stand
-before the second's. What is the same in all three passes holds for every point. In anything else, points cannot be
+apart are evaluated alone, and then in one batch in either order, and what each module is given there is compared with
+what it was given before. The rows are in the one dimension that has doubled, if along it the first point's entries
+stand before the second's. What is the same in all passes holds for every point. In anything else, points cannot be
 told apart.
 
 The two points depend on the tuned tensors alone, so that another process comes to the same decision on other rows.
@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from gradientless.delta import Delta
 from gradientless.errors import UserError
 
 HALF = (torch.float16, torch.bfloat16)
-FAR = 0.3  # how far the two points are: in sizes of an entry
+FAR = 1.0  # how far the two points are: in sizes of an entry
 LEAST = 0.02  # the size of an entry of a tensor that is zero
 APART = 0.2  # of the distance between two entries of the batch, which tells them apart in spite of rounding
-NOTHING = 1e-6  # of a loss
+TAKES = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive")  # as many as there are
 OTHERS = 0.02  # of the entries may differ, where a decision was as near as rounding
 
 
@@ -71,44 +72,68 @@ class Trial:
         self._seen: dict[Hashable, list[Seen]] = {}
         self._shapes: dict[Hashable, dict[int | str, torch.Size]] = {}
         self._calls: Counter[Hashable] = Counter()
-        self._point: int | None = None
+        self._points: tuple[int, ...] = ()
+        self._chosen: dict[Hashable, list[Tensor]] = {}
+        self._depth = self._whole = 0  # modules that are running, and calls of a whole model in this pass
         self._pass = 0
 
-    @property
-    def together(self) -> bool:
-        return self._point is None
-
-    def start(self, point: int | None) -> None:
-        """The passes that follow are of one point alone (0 or 1), or of two in one batch (None)."""
-        self._point, self._pass = point, 0
+    def start(self, *points: int) -> None:
+        """The passes that follow are of one point alone (0 or 1), or of two in one batch, in this order."""
+        self._points, self._pass = points, 0
 
     def next_pass(self) -> None:
         self._pass += 1
         self._calls.clear()
+        self._depth = self._whole = 0
+
+    def enter(self) -> None:
+        """A module begins."""
+        self._whole += self._depth == 0
+        self._depth += 1
+
+    def leave(self) -> None:
+        self._depth -= 1
+
+    def choose(self, entries: Sequence[Tensor]) -> None:
+        """A model takes some entries, as many as there are. Raises `Unbatchable` where they depend on the point: then
+        the points have by chance as many, if they have. What a model writes is compared no further than its start."""
+        if len(self._points) > 1 or not self._depth or self._whole > 1:
+            return
+        here = (self._pass, self._calls["chosen"])
+        self._calls["chosen"] += 1
+        if self._points[0] == 0:
+            self._chosen[here] = [x.clone() for x in entries]
+        elif not all(map(torch.equal, entries, self._chosen.get(here, []))) or here not in self._chosen:
+            raise Unbatchable("inject: a model must take the same entries at every point, got others")
 
     def see(self, caller: Hashable, tensors: Sequence[Tensor], rows: int | None) -> list[int | None] | None:
         """The dimension of the rows of each tensor (None: it holds for every point); None where nothing can be said:
         one point is alone, or did not come here. rows: of the batch, where they are known. Raises `ValueError` with
-        what was found instead."""
+        what was found instead in the first call of a pass."""
         here: tuple[Hashable, ...] = (self._pass, caller, self._calls[caller])
         self._calls[caller] += 1
-        if self._point is not None:
-            self._seen[self._point, here] = [Seen.of(x) for x in tensors]
+        if len(self._points) == 1:
+            self._seen[self._points[0], here] = [Seen.of(x) for x in tensors]
             return None
-        first, second = self._seen.get((0, here)), self._seen.get((1, here))
+        first, second = (self._seen.get((point, here)) for point in self._points)
         if first is None or second is None:
             return None
         if not len(first) == len(second) == len(tensors):
             raise ValueError(f"{len(tensors)} inputs, where a point alone has {len(first)} or {len(second)}")
-        return [self._dim(*each, rows) for each in zip(first, second, tensors, strict=True)]
+        try:
+            return [self._dim(*each, rows) for each in zip(first, second, tensors, strict=True)]
+        except ValueError:
+            if self._calls[caller] == 1:
+                raise
+            return None  # rows that were written to their end stay in a batch of several points, but not alone
 
     def grown(self, caller: Hashable, named: Mapping[int | str, Tensor]) -> dict[int | str, int]:
         """By name, the dimension that has doubled, of those of the tensors that have one. Shapes alone are compared."""
         here: tuple[Hashable, ...] = (self._pass, caller, self._calls[caller])
         self._calls[caller] += 1
         shapes = {key: x.shape for key, x in named.items()}
-        if self._point is not None:
-            self._shapes[self._point, here] = shapes
+        if len(self._points) == 1:
+            self._shapes[self._points[0], here] = shapes
             return {}
         alone, found = self._shapes.get((0, here), {}), {}
         for key, shape in shapes.items():
@@ -152,33 +177,31 @@ class Trial:
         same = error <= (APART * apart).maximum(self._rough * wanted.norm(dim=1))
         return float((~same).double().mean()) <= OTHERS
 
-    def same(self, alone: Sequence[float], together: Sequence[float], doubled: Sequence[float]) -> bool:
-        """Whether two points have the losses in one batch that they have alone, but for rounding, and those that they
-        have beside themselves, where nothing is rounded otherwise."""
-        pairs = [(together, alone, self._loss), (together, doubled, NOTHING)]
-        return all(abs(a - b) <= part * abs(b) for one, other, part in pairs for a, b in zip(one, other, strict=True))
+    def same(self, losses: Sequence[float], alone: Sequence[float]) -> bool:
+        """Whether points have these losses in one batch that they have alone, but for rounding."""
+        return all(abs(a - b) <= self._loss * abs(b) for a, b in zip(losses, alone, strict=True))
 
 
 def far(tensors: Mapping[str, Tensor], which: int) -> list[Delta]:
     """A point of its own, far from the tensors as they stand and from every other `which`."""
-    generator, found = torch.Generator().manual_seed(which), []
+    generator = torch.Generator().manual_seed(which)
+    found: list[Delta] = []
     for name, tensor in tensors.items():
         norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype in HALF else None))
-        size = FAR * max(norm / tensor.numel() ** 0.5, LEAST)
-        if tensor.dim() > 1:
-            left = torch.randn(tensor.shape[0], 1, generator=generator)
-            right = torch.randn(tensor.numel() // tensor.shape[0], 1, generator=generator)
-            found.append(Delta(name, left.to(tensor.device), None, right.to(tensor.device), size))
-        else:
-            found.append(Delta(name, (size * torch.randn(tensor.numel(), generator=generator)).to(tensor.device)))
+        size, rows = FAR * max(norm / tensor.numel() ** 0.5, LEAST), tensor.shape[0] if tensor.dim() else 1
+        left = torch.randn(rows, 1, generator=generator).to(tensor.device)
+        right = torch.randn(tensor.numel() // rows, 1, generator=generator).to(tensor.device)
+        found.append(Delta(name, left, None, right, size) if tensor.dim() > 1 else Delta(name, size * left.view(-1)))
     return found
 
 
 class Calm(TorchFunctionMode):
-    """Dropout leaves everything in place, so that passes can be compared; generators are put back as they were."""
+    """Dropout leaves everything in place, so that passes can be compared; generators are put back as they were. What
+    is taken of a tensor by what it holds is told to `trial`."""
 
-    def __init__(self) -> None:
+    def __init__(self, trial: Trial) -> None:
         super().__init__()
+        self._trial = trial
         self._states: dict[torch.Generator, Tensor] = {}
 
     def __exit__(self, *error: Any) -> None:
@@ -198,4 +221,11 @@ class Calm(TorchFunctionMode):
             return args[0].copy_(mean) if isinstance(mean, Tensor) else args[0].fill_(mean)
         if "dropout_p" in kwargs:
             kwargs["dropout_p"] = 0.0
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if name in TAKES or (name == "where" and len(args) + len(kwargs) == 1):
+            self._trial.choose([x for x in tree_leaves(out) if isinstance(x, Tensor)])
+        elif name == "__getitem__":
+            masks = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)]
+            if masks:
+                self._trial.choose(masks)
+        return out
