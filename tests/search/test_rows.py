@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from gradientless.search.evaluators.inject import Inject
+from gradientless.search.evaluators.injection import Injection
 from gradientless.search.evaluators.snapshot import Snapshot
 from gradientless.search.noise import Noise
 from gradientless.search.optim import MeZO
@@ -479,3 +480,25 @@ def test_steps_are_the_same_whichever_batch_was_the_first():
             later.load_state_dict(again.model.state_dict())
             resumed.load_state_dict(again.state_dict())
             assert [resumed.step(Together(later, *batch)) for batch in batches[2:]] == losses[2:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_layer_that_gets_nothing_has_nothing_to_change(dtype):
+    """An expert of whom no token asks: rows of a linear layer, a table, a convolution and a normalisation."""
+    for layer, empty in (
+        (nn.Linear(6, 4), torch.zeros(0, 6)),
+        (nn.Linear(6, 4), torch.zeros(2, 0, 6)),
+        (nn.Embedding(5, 4), torch.zeros(0, 3, dtype=torch.long)),
+        (nn.Conv1d(6, 4, 3), torch.zeros(0, 6, 5)),
+        (nn.LayerNorm(6), torch.zeros(0, 6)),
+    ):
+        layer, given = layer.to(dtype), empty if empty.dtype == torch.long else empty.to(dtype)
+        for only in ("weight", "bias"):
+            tensors = {name: tensor for name, tensor in layer.named_parameters() if name == only}
+            if not tensors:
+                continue
+            space = Space(tensors, Noise(0), rank=1)
+            with Injection(layer, tensors).at(space.deltas([point(0.1, Direction(0, 0, ALL))])):
+                found = layer(given)
+            assert found.shape == layer(given).shape and found.dtype == dtype

@@ -110,7 +110,8 @@ class Matrix(Site):
     def changed(self, compute: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """compute(x, …) with the points' changes."""
         x, back = self.arranged(x)
-        y = self.sum(compute, x, *args, **kwargs) if self.runs else compute(x, *args, **kwargs)
+        changes = self.runs and x.numel()  # an expert may get no token
+        y = self.sum(compute, x, *args, **kwargs) if changes else compute(x, *args, **kwargs)
         return y if back is None else back(y)
 
     def arranged(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
