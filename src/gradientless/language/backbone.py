@@ -231,24 +231,11 @@ def cache(pairs: Tensor) -> Any:
     return made
 
 
-@contextlib.contextmanager
-def answering(model: nn.Module, states: Tensor) -> Iterator[None]:
-    """While open, the body of a language model answers with `states` [B, T, width]; its output layer is as ever."""
+def states_alone(states: Tensor) -> Any:
+    """A body's answer that has nothing but its last states [B, T, width]."""
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-    config: Any = model.config
-    bodies: list[Any] = [model.base_model]
-    if getattr(config, "is_encoder_decoder", False):
-        bodies = [model.get_encoder(), model.get_decoder()]  # type: ignore[operator]
-    elif config.model_type == "opt":  # its library calls the decoder, not the body
-        bodies = [model.get_decoder()]  # type: ignore[operator]
-    try:
-        for body in bodies:
-            body.forward = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
-        yield
-    finally:
-        for body in bodies:
-            del body.forward
+    return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
 
 
 def load_config(model: str, **entries: Any) -> Any:

@@ -176,6 +176,26 @@ def _states_at(slots: Tensor, model: nn.Module, name: str | None) -> Iterator[No
         handle.remove()
 
 
+@contextlib.contextmanager
+def answering(model: nn.Module, states: Tensor) -> Iterator[None]:
+    """While open, a language model's body answers with `states` [B, T, width]; its output layer is as ever.
+
+    Raises `UserError` where no body's states are all that the logits are made of."""
+    name = states_from(model)
+    if name is None:
+        raise UserError(f"model: logits must be made of a body's last states, got others in {type(model).__name__}")
+    bodies: list[Any] = [model.get_submodule(name)]
+    if is_text_to_text(model):
+        bodies.append(model.get_encoder())  # type: ignore[operator]
+    try:
+        for body in bodies:
+            body.forward = lambda *_, **__: backbone.states_alone(states)
+        yield
+    finally:
+        for body in bodies:
+            del body.forward
+
+
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's call means its weight and bias and nothing more: no adapter, hook or noise added on the way."""
     watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)

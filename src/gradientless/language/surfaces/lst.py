@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradientless.errors import Faults, UserError, unknown, whole
-from gradientless.language import backbone, readouts, seen
+from gradientless.language import backbone, reading, readouts, seen
 from gradientless.language.data import Encoded, EncodedSpans, EncodedTexts, batch_indices
 from gradientless.language.dropout import dropping
 from gradientless.language.prompting import MAX_NEW_TOKENS, EncodedAnswers, PromptEncoder
@@ -403,6 +403,10 @@ class LstSurface(Surface):
         """The backbone's states of a batch, without a graph: those that it brings along (`features.keep_states`), or
         else computed; the tokens alone where some of its layers are tuned."""
         tensors = self._tensors(batch)
+        if self.prompted:
+            reading.states_from(self.model.backbone)
+        if self.encoder is not None and "slots" in tensors:
+            readouts.settle(self.model.backbone, tensors, self.encoder.words, self.max_length)
         if self.options.unfrozen:
             return PreparedLadder(tensors, None)
         if "states" in batch:
@@ -478,8 +482,7 @@ class LstSurface(Surface):
             return self._spoken(states[prepared.tensors["said"]])
         if self.encoder is None:
             return self._classified(states, prepared.tensors)
-        readouts.settle(self.model.backbone, prepared.tensors, self.encoder.words)
-        with backbone.answering(self.model.backbone, states.to(self.dtype)):
+        with reading.answering(self.model.backbone, states.to(self.dtype)):
             return readouts.scores(self.model.backbone, prepared.tensors, self.encoder.words)
 
     def token_logits(self, prepared: PreparedLadder) -> Tensor:
@@ -487,7 +490,7 @@ class LstSurface(Surface):
         if not self.prompted:
             raise UserError(f"{self.owner}: scores of tokens need the readout 'prompt' or 'tokens', got 'classifier'")
         known = {name: tensor for name, tensor in prepared.tensors.items() if name not in (*readouts.READ, "said")}
-        with backbone.answering(self.model.backbone, self.states(prepared).to(self.dtype)):
+        with reading.answering(self.model.backbone, self.states(prepared).to(self.dtype)):
             return self.model.backbone(**known).logits.float()
 
     def states(self, prepared: PreparedLadder, generator: torch.Generator | None = None) -> Tensor:
@@ -613,7 +616,7 @@ class LstSurface(Surface):
 
     def _spoken(self, states: Tensor) -> Tensor:
         """The output layer's scores of the vocabulary [M, V] for states [M, d]."""
-        with backbone.answering(self.model.backbone, states.unsqueeze(0).to(self.dtype)):
+        with reading.answering(self.model.backbone, states.unsqueeze(0).to(self.dtype)):
             nothing = torch.zeros(1, 1, dtype=torch.int64, device=states.device)  # tokens that nobody reads
             return self.model.backbone(input_ids=nothing).logits[0].float()
 
