@@ -317,6 +317,16 @@ class TestResume:
         assert "Warning" not in told.stderr
         assert tiny_run.outcome(stopped) == expected
 
+    @pytest.mark.parametrize("steps", [0, 7, 19])
+    def test_replay_of_a_shortened_log(self, stopped, refused, steps):
+        (stopped / "summary.json").write_text('{"model_step": 20}')
+        log = Trajectory.open(stopped / "trajectory.bin")
+        log.truncate(steps)
+        log.close()
+        (line,) = refused(["replay", str(stopped)])
+        told = f"must hold the 20 steps of the run's weights, got {steps}; was it shortened?"
+        assert line == f"replay: {stopped / 'trajectory.bin'} {told}"
+
     def test_a_damaged_summary(self, stopped, refused):
         (stopped / "summary.json").write_text("{")
         (line,) = refused(["replay", str(stopped)])

@@ -30,6 +30,11 @@ class Faults:
             self.lines += str(error).split("\n")
         return isinstance(error, UserError)
 
+    def require(self, holds: bool, line: str) -> None:
+        """Keep `line` unless what it says holds."""
+        if not holds:
+            self.lines.append(line)
+
     def tell(self) -> None:
         """Raise one `UserError` with a line for each that was found."""
         if self.lines:
@@ -39,14 +44,29 @@ class Faults:
 def whole(owner: str, what: str, value: object) -> int:
     """`value`, which is a whole number; raises `UserError` for anything else, true and false included."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{owner}: {what} must be a whole number, got {value!r}")
+        raise UserError(f"{owner}: {what} must be a whole number, got {brief(value)}")
     return value
+
+
+def brief(value: object) -> str:
+    """`value` as a message shows it: as Python writes it, in one line that is not too long to read."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - a number of thousands of digits, or what cannot say what it is
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def one_of(owner: str, kind: str, value: object, known: Iterable[str]) -> None:
+    """Raise `UserError` unless `value` is one of the texts `known`."""
+    if not isinstance(value, str) or value not in set(known):
+        raise unknown(owner, kind, value, known)
 
 
 def unknown(owner: str, kind: str, name: object, known: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not registered, with the nearest name and all known ones."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    near.sort(key=lambda other: sorted(other) != sorted(str(name)))  # swapped letters first
+    names, given = sorted(known), name if isinstance(name, str) else brief(name)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    near.sort(key=lambda other: sorted(other) != sorted(given))  # swapped letters first
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return UserError(f"{owner}: unknown {kind} '{name}'{hint} Known: {', '.join(names)}")
+    return UserError(f"{owner}: unknown {kind} '{given}'{hint} Known: {', '.join(names)}")

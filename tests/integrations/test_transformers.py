@@ -24,6 +24,7 @@ from gradientless import GLD, STP, MeZO, UserError
 from gradientless.integrations.transformers import _Batch
 from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS
+from gradientless.search.trajectory import Trajectory
 from pages import ROOT
 
 METHODS = {
@@ -195,6 +196,37 @@ def test_a_run_resumes_from_its_end(tmp_path):
     longer = make_trainer(tmp_path, max_steps=12, lr_scheduler_type="linear")
     longer.train(resume_from_checkpoint=True)  # the schedule had come to zero
     assert longer.state.global_step == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("mezo", {"clip": 0.5}, "MeZO: clip must be None, as the state says, got 0.5"),
+        ("mezo", {"samples": 3}, "MeZO: samples must be 2, as the state says, got 3"),
+        ("mezo", {"rank": 1}, "MeZO: rank must be None, as the state says, got 1"),
+        ("mezo", {"noise": "rademacher"}, "MeZO: noise must be 'gaussian', as the state says, got 'rademacher'"),
+        ("mezosign", {}, "MeZOSign: optimizer must be 'MeZO', as the state says, got 'MeZOSign'"),
+        ("stp", {}, "STP: optimizer must be 'MeZO', as the state says, got 'STP'"),
+    ],
+)
+def test_a_run_is_resumed_by_the_same_optimizer_alone(method, options, message, tmp_path):
+    own = {"eps": 1e-3, "samples": 2, "evaluator": "snapshot"}
+    make_trainer(tmp_path, "mezo", own, save_steps=4, max_steps=4).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    theirs = {**(own if method != "stp" else {"evaluator": "snapshot"}), **options}
+    other = make_trainer(tmp_path, method, theirs, make_model(seed=9), save_steps=4)
+    with pytest.raises(UserError, match=f"^{message}"):
+        other.train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.bin")}.items() <= before.items()
+
+
+def test_a_log_that_is_not_the_checkpoints_is_refused(tmp_path):
+    make_trainer(tmp_path, *METHODS["mezo"], save_steps=4, max_steps=4).train()
+    log = Trajectory.open(tmp_path / "checkpoint-4" / "trajectory.bin")
+    log.truncate(3)
+    log.close()
+    with pytest.raises(UserError, match=r"^MeZO: the log must end at step 4, as the optimizer stands, got 3"):
+        make_trainer(tmp_path, *METHODS["mezo"], save_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_the_state_loads_without_unpickling(tmp_path):

@@ -245,3 +245,38 @@ def test_the_command(form, tiny_model, table, capsys):
     else:
         assert "η_SGD" in shown and "effective rank" in shown and "cosine" in shown
         assert shown.count("\n| --- |") == (2 if form == "markdown" else 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps", "message"),
+    [
+        (
+            torch.float32,
+            1e-12,
+            r"eps must be >= .* for float32 weights of size .*, got 1e-12; a smaller",
+        ),
+        (
+            torch.float64,
+            1e-19,
+            r"eps must be >= .* for float64 weights of size .*, got 1e-19; a smaller",
+        ),
+        (
+            torch.bfloat16,
+            1e-6,
+            r"eps must be >= .* for bfloat16 weights of size .*, got 1e-06; a smaller",
+        ),
+        (torch.float32, 1e300, r"losses at θ ± ε z must be finite, got a slope of .*; lower eps \(1e\+300\)"),
+        (torch.float32, "a", "eps must be > 0 and finite, got 'a'"),
+        (torch.float32, True, "eps must be > 0 and finite, got True"),
+    ],
+)
+def test_an_eps_that_measures_nothing_is_refused(dtype, eps, message):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=dtype))
+    with pytest.raises(UserError, match=f"^diagnose: {message}"):
+        diagnose(lambda: (weight**2).sum(), [("w", weight)], draws=10, eps=eps)
+
+
+def test_an_eps_of_double_precision_may_be_small():
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64))
+    found = diagnose(lambda: (weight**2).sum(), [("w", weight)], draws=10, eps=1e-9, line_draws=0, probes=0)
+    assert math.isfinite(found.projection.value)

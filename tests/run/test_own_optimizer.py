@@ -19,3 +19,39 @@ def test_the_documented_optimizer_trains_and_replays(table, tiny_model, tmp_path
             cli.main(command)
         assert not ended.value.code
     assert "bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
+
+
+RAISING = """
+import torch
+from gradientless.search.optim import MeZO
+class Divides(MeZO):
+    def __init__(self, params, lr=1e-3, *, seed=0):
+        super().__init__(params, lr, seed=1 // 0)
+class Without(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        raise RuntimeError("no such\\nthing")
+class Takes(MeZO):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Divides", "ZeroDivisionError: integer division or modulo by zero"),
+        ("Without", "RuntimeError: no such thing"),
+        ("Takes", "TypeError: Takes.__init__() got an unexpected keyword argument 'seed'"),
+    ],
+)
+def test_an_optimizer_that_raises_while_it_is_made_is_one_line(
+    name, told, table, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "raising.py").write_text(RAISING, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", table, "--text-column", "review", "--label-column", "verdict", "--model", tiny_model]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", *data, "--optimizer", f"raising.py:{name}", "--steps", "2", "--max-length", "16"])
+    assert ended.value.code == 2
+    errors = " ".join(capsys.readouterr().err.split())
+    assert errors.endswith(f"optimizer: 'raising.py:{name}' must be made without an error, got {told}")

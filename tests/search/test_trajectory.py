@@ -149,3 +149,23 @@ def test_truncate(tmp_path, reopen):
             log.append(payload)
         log.close()
         assert path.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize("torn", [b"", b"\x80", b"\x01\x05\x00"])
+def test_reading_leaves_the_file_as_it_is(tmp_path, torn):
+    path = tmp_path / "log"
+    written(path)
+    path.write_bytes(path.read_bytes() + torn)
+    path.chmod(0o444)
+    data, changed = path.read_bytes(), path.stat().st_mtime_ns
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log = Trajectory.read(path)
+    assert list(log) == PAYLOADS and log.header == HEADER and log[3] == PAYLOADS[3]
+    assert path.read_bytes() == data and path.stat().st_mtime_ns == changed
+    log.close()
+    path.chmod(0o644)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trajectory.open(path).close()
+    assert path.read_bytes() == data[: len(data) - len(torn)]

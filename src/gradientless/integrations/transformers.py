@@ -327,6 +327,7 @@ class ForwardTrainer(transformers.Trainer):
         if not saved.is_file():
             self._start_log()
             return
+        optimizer.resume(Trajectory.read(saved))  # before anything is written
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         partial_file = self._log_file.with_name(f".{TRAJECTORY_NAME}.partial")
         shutil.copyfile(saved, partial_file)

@@ -35,6 +35,7 @@ from gradientless.run.evaluation import logits_of
 from gradientless.run.layers import shown
 from gradientless.run.losses import LOSSES, ROWS, Loss
 from gradientless.run.memory import batch_that_fits, is_out_of_memory
+from gradientless.run.named import is_own
 from gradientless.run.objective import BACKWARD, Objective
 from gradientless.search.noise import Noise
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS, ForwardOptimizer
@@ -172,10 +173,21 @@ def make_optimizer(config: RunConfig, surface: Surface, rows: int | None = None)
             raise UserError(f"optimizer.lr: must be given as radius for {name}, got lr")
         if "model" in inspect.signature(chosen).parameters:
             options["model"] = surface  # where an evaluator works inside it
-        return chosen(groups, **options, seed=config.seed)
+        return _made(name, lambda: chosen(groups, **options, seed=config.seed))
     if not issubclass(chosen, torch.optim.Optimizer):
         raise UserError(f"optimizer: '{name}' must be a ForwardOptimizer or a torch.optim.Optimizer, got {chosen!r}")
-    return chosen(_plain(groups), **options)
+    return _made(name, lambda: chosen(_plain(groups), **options))
+
+
+def _made(name: str, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """An optimizer; what the user's own raises while it is made is one line."""
+    try:
+        return make()
+    except Exception as error:
+        if isinstance(error, UserError) or not is_own(name):
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"optimizer: '{name}' must be made without an error, got {told}") from error
 
 
 def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: int) -> dict[str, Any]:

@@ -31,11 +31,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from gradientless.delta import Delta
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, brief, unknown, whole
 from gradientless.run.assemble import Rows, make_surface
 from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import load_splits, pick_device
 from gradientless.search.noise import Noise
+from gradientless.search.optim.checks import eps_is_felt, number
 from gradientless.search.points import ALL, Direction, point
 from gradientless.search.space import Space
 
@@ -235,15 +236,16 @@ def diagnose(
     The weights have their old bits afterwards; no `.grad` appears.
     """
     for name, value, least in (("draws", draws, 2), ("line_draws", line_draws, 0), ("probes", probes, 0)):
-        if value < least:
+        if whole("diagnose", name, value) < least:
             raise UserError(f"diagnose: {name} must be >= {least}, got {value}")
-    if not 0 < eps < math.inf:
-        raise UserError(f"diagnose: eps must be > 0 and finite, got {eps}")
+    if not 0 < number(eps) < math.inf:
+        raise UserError(f"diagnose: eps must be > 0 and finite, got {brief(eps)}")
     if noise not in EXCESS:
         raise unknown("diagnose", "noise", noise, EXCESS)
     tensors = {name: tensor for name, tensor in parameters if tensor.requires_grad}
     if not tensors:
         raise UserError("diagnose: parameters must hold at least one that requires a gradient, got none")
+    eps_is_felt("diagnose", eps, tensors.values(), logged=False)
     space = Space(tensors, Noise(seed, noise))
     return _Bench(loss_fn, space, eps, EXCESS[noise], say or (lambda line: None)).run(
         draws, line_draws, probes, tolerance, iterations
@@ -285,7 +287,11 @@ class _Bench:
     def estimate(self, draw: int) -> tuple[float, list[Tensor]]:
         """(slope, z): the estimate is their product."""
         z = _direction(self.space, ESTIMATES, draw)
-        return (self.loss_at(z, self.eps) - self.loss_at(z, -self.eps)) / (2 * self.eps), z
+        slope = (self.loss_at(z, self.eps) - self.loss_at(z, -self.eps)) / (2 * self.eps)
+        if not math.isfinite(slope):
+            told = f"losses at θ ± ε z must be finite, got a slope of {slope}; lower eps ({self.eps:g})"
+            raise UserError(f"diagnose: {told}")
+        return slope, z
 
     def run(self, draws: int, line_draws: int, probes: int, tolerance: float, iterations: int) -> Diagnosis:
         projections, ratios, averages = self.estimates(draws)

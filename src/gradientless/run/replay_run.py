@@ -102,8 +102,7 @@ def _replay(
             f"replay: the run must hold {folder.trajectory.name}, got none in '{folder.path}'; first-order runs have "
             "no log of losses and start again from their checkpoint: gradientless train --resume"
         )
-    log = Trajectory.open(folder.trajectory)
-    log.close()  # nothing is appended; records are read by name
+    log = Trajectory.read(folder.trajectory)
     surface = make_surface(config, _labels(folder, config), "cpu", base if behind is None else behind.model)
     parts = [] if behind is None else behind.give(surface)
     needs_rows = surface.needs_rows and "side" not in parts
@@ -117,6 +116,11 @@ def _replay(
         raise UserError(f"replay: the optimizer must be a forward one, got {config.optimizer.name}")
     summary = folder.read_summary() if folder.summary.exists() else {}
     steps = int(summary.get("model_step", len(log)))
+    if len(log) < steps:
+        raise UserError(
+            f"replay: {folder.trajectory} must hold the {steps:,} steps of the run's weights, got {len(log):,}; was it "
+            "shortened?"
+        )
     early = summary.get("scheduled_steps", config.steps or len(log))  # the first logs did not say
     total = int(log.header.get("scheduled_steps", early))
     optimizer.predicted_lr = make_rates(config, optimizer, surface, total)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, brief, one_of
 
 SELECTIONS = ("all", "random", "magnitude", "fisher", "fixed")
 DEPENDS_ON_WEIGHTS = ("magnitude", "fisher")
@@ -155,18 +155,22 @@ def _places(device: torch.device) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=device)
 
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def check(owner: str, selection: str, entries: int | None, indices: object, name: str, size: int) -> None:
     """Raise `UserError`, naming the tensor, unless the options of a selection make sense for `size` entries."""
-    if selection not in SELECTIONS:
-        raise unknown(owner, "selection", selection, SELECTIONS)
+    one_of(owner, "selection", selection, SELECTIONS)
     if entries is not None and (isinstance(entries, bool) or not isinstance(entries, int) or entries < 1):
-        raise UserError(f"{owner}: entries must be an integer >= 1 for tensor '{name}', got {entries!r}")
+        raise UserError(f"{owner}: entries must be an integer >= 1 for tensor '{name}', got {brief(entries)}")
     if (selection == "fixed") != (indices is not None):
         raise UserError(f"{owner}: indices must be given with selection 'fixed' and only then, for tensor '{name}'")
     if indices is not None:
-        flat = torch.as_tensor(indices).view(-1)
-        bad = flat.numel() == 0 or flat.is_floating_point() or int(flat.min()) < 0 or int(flat.max()) >= size
-        if bad or flat.unique().numel() != flat.numel():
-            raise UserError(
-                f"{owner}: indices must be distinct positions in [0, {size}) for tensor '{name}', got {indices!r}"
-            )
+        try:
+            flat = torch.as_tensor(indices).view(-1)
+        except (TypeError, ValueError, RuntimeError):  # text, rows of several lengths, numbers beyond 64 bits
+            flat = torch.empty(0)
+        whole = flat.numel() > 0 and flat.dtype in _WHOLE
+        if not whole or int(flat.min()) < 0 or int(flat.max()) >= size or flat.unique().numel() != flat.numel():
+            told = f"indices must be distinct positions in [0, {size}) for tensor '{name}', got {brief(indices)}"
+            raise UserError(f"{owner}: {told}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradientless.delta import Delta, Sweep
-from gradientless.errors import UserError
+from gradientless.errors import Faults, UserError, brief
 from gradientless.search.noise import Noise
 from gradientless.search.noise.reference import round_stochastically
 from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Point, Term, combined, scaled
@@ -53,6 +53,18 @@ class Block:
         return step - step % self.lasts
 
 
+def check_rank(noise: object, rank: object, resample_every: object) -> None:
+    """Raise `UserError` unless directions of rank `rank` make sense under a distribution."""
+    faults = Faults()
+    for option, value in (("rank", 1 if rank is None else rank), ("resample_every", resample_every)):
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        faults.require(fits, f"space: {option} must be an integer >= 1, got {brief(value)}")
+    faults.require(
+        rank is None or noise != "sphere", f"space: noise 'sphere' must come without rank, got rank {brief(rank)}"
+    )
+    faults.tell()
+
+
 class Space:
     """The tensors that a search moves.
 
@@ -75,11 +87,7 @@ class Space:
         rank: int | None = None,
         resample_every: int = 1,
     ):
-        for option, value in (("rank", 1 if rank is None else rank), ("resample_every", resample_every)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"space: {option} must be an integer >= 1, got {value!r}")
-        if rank is not None and noise.distribution == "sphere":
-            raise UserError(f"space: noise 'sphere' must come without rank, got rank {rank}")
+        check_rank(noise.distribution, rank, resample_every)
         self.tensors, self.noise, self.rank, self.resample_every = dict(tensors), noise, rank, resample_every
         seen: dict[int, str] = {}
         for name, tensor in self.tensors.items():

@@ -14,6 +14,7 @@ word. Damage anywhere else is an error, never a guess.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import struct
@@ -46,6 +47,8 @@ class Trajectory:
     on after its last whole record.
     """
 
+    _file: io.FileIO | None = None
+
     def __init__(self, path: str | Path, header: dict[str, Any]):
         self.path = Path(path)
         self._ends: list[int] = []  # file offset after each record
@@ -64,12 +67,17 @@ class Trajectory:
         partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
         os.replace(partial, self.path)
         self.header, self._start = header, len(head)
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
-        self._file.seek(self._start)
 
     @classmethod
     def open(cls, path: str | Path) -> Trajectory:
-        """Read an existing log; a torn last record is cut off with a warning."""
+        """Go on with an existing log; a torn last record is cut off with a warning."""
+        self = cls.read(path)
+        self._writable()
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trajectory:
+        """Read an existing log and leave the file as it is; a torn last record is left out with a warning."""
         self = cls.__new__(cls)
         self.path = Path(path)
         try:
@@ -96,10 +104,23 @@ class Trajectory:
                 )
                 break
             position = after
-        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
-        self._file.truncate(position)
-        self._file.seek(position)
         return self
+
+    def _writable(self) -> io.FileIO:
+        """The file, behind its last whole record."""
+        if self._file is None:
+            try:
+                self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+            except OSError as error:
+                raise UserError(f"trajectory: {self.path} must be writable: {error.strerror}") from None
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        return self._file
+
+    @property
+    def _end(self) -> int:
+        """Where the last whole record ends."""
+        return self._ends[-1] if self._ends else self._start
 
     def _frame(self, data: bytes, position: int) -> tuple[int, int, int] | None:
         """(tag, payload start, payload length) of the record at `position`; None when the file ends within it. A length
@@ -150,8 +171,8 @@ class Trajectory:
         else:
             frame = bytes([tag]) + _length_bytes(len(payload)) + payload
         self._length = len(payload)
-        self._file.write(frame)
-        self._ends.append((self._ends[-1] if self._ends else self._start) + len(frame))
+        self._writable().write(frame)
+        self._ends.append(self._end + len(frame))
         self._states.append((self._check, self._length))
 
     def __getitem__(self, step: int) -> bytes:
@@ -172,8 +193,8 @@ class Trajectory:
             return
         del self._ends[steps:], self._states[steps:]
         self._check, self._length = self._states[-1] if self._states else (0, 0)
-        self._file.truncate(self._ends[-1] if self._ends else self._start)
-        self._file.seek(0, os.SEEK_END)
+        self._writable().truncate(self._end)
+        self._writable().seek(self._end)
 
     def restate(self, header: dict[str, Any]) -> None:
         """Begin again with another header, while there is no record."""
@@ -183,10 +204,12 @@ class Trajectory:
 
     def sync(self) -> None:
         """Force what was appended onto the disk."""
-        os.fsync(self._file.fileno())
+        os.fsync(self._writable().fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class Record:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, brief, one_of
 from gradientless.search.noise import cpu, reference, updates
 from gradientless.search.selection import Selected, selected, takes_bits
 
@@ -33,11 +33,9 @@ class Noise:
 
     def __init__(self, seed: int, distribution: str = "gaussian", backend: str = "auto"):
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-            raise UserError(f"noise: seed must be an integer in [0, 2^64), got {seed!r}")
-        if distribution not in DISTRIBUTIONS:
-            raise unknown("noise", "distribution", distribution, DISTRIBUTIONS)
-        if backend not in BACKENDS:
-            raise unknown("noise", "backend", backend, BACKENDS)
+            raise UserError(f"noise: seed must be an integer in [0, 2^64), got {brief(seed)}")
+        one_of("noise", "distribution", distribution, DISTRIBUTIONS)
+        one_of("noise", "backend", backend, BACKENDS)
         self.seed, self.distribution, self.backend = seed, distribution, backend
         self.kind = "gaussian" if distribution == "sphere" else distribution  # what single entries are drawn from
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from gradientless.delta import Delta
-from gradientless.errors import UserError, unknown
+from gradientless.errors import Faults, UserError, brief, one_of, whole
 from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.fingerprint import fingerprint
 from gradientless.search.noise import Noise
+from gradientless.search.optim.checks import flags, named_groups, number
 from gradientless.search.points import (
     ALL,
     ORIGIN,
@@ -39,7 +40,7 @@ from gradientless.search.points import (
 )
 from gradientless.search.rates import Rates
 from gradientless.search.selection import WINDOW, Selected, selected
-from gradientless.search.space import Block, Space
+from gradientless.search.space import Block, Space, check_rank
 from gradientless.search.trajectory import Record, Trajectory
 from gradientless.search.uninterrupted import uninterrupted
 from gradientless.search.watched import Watched, version
@@ -92,17 +93,22 @@ class ForwardOptimizer(torch.optim.Optimizer):
         model: torch.nn.Module | None = None,
         check: bool = True,
     ):
-        if evaluator != "auto" and evaluator not in EVALUATORS:
-            raise unknown(self.name, "evaluator", evaluator, ["auto", *EVALUATORS])
-        self.evaluator, self.model = evaluator, model
+        self.evaluator, self.model, self.check = evaluator, model, check
         self.rank, self.resample_every = rank, resample_every
-        groups = self._named_groups(params, defaults)
+        faults = Faults()
+        with faults:
+            self._noise = Noise(seed, noise)
+        self.check_options(faults)
+        groups = named_groups(self.name, params, defaults)
+        for group in groups:
+            with faults:
+                self.check_group({**defaults, **group})
+        faults.tell()
         self._ready = False
         super().__init__(groups, defaults)
         self._ready = True
         self.t = 0
         self.forward_passes = 0
-        self.check = check
         self.trajectory: Trajectory | None = None
         self.predicted_lr: Callable[[int], Sequence[float]] | None = None  # where a configuration sets the rates
         self._last_lr: list[float] | None = None
@@ -110,85 +116,52 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._followed = VERSION  # of the log that is replayed
         self._ranked = False
         self._known: dict[Point, list[float]] = {}  # losses measured in this step: a point met again costs nothing
-        self._noise = Noise(seed, noise)
         self.fused = False
         self.warns = True
         self._build()
+        for group in self.param_groups:
+            self.check_weights(group)
         self.walking = resolve(evaluator, self.space, None, model) == "walk"
         if self.walking:
             check_walkable(self.space, self.name)
         self._left = False  # whether the last step left the weights standing
+        self._logged: int | None = None  # groups that the log knows, once a step was checked
         self._said = False  # whether a change of logged parameters was told
         self._noted: list[tuple[int, int]] | None = None  # versions of the parameters after the last write of ours
         self._torn = False  # whether a step failed on its way: its passes are in the weights but not in the log
-        self._options: list[dict[str, Any]] = []  # of the groups, as the log has them
         self._told: frozenset[str] = frozenset()  # tensors whose rows are probed alone, as logged last
         self._queue: list[Sequence[Point]] = []  # where a replayed step goes, once its record is read
 
     # Parameters ------------------------------------------------------------------------------------------------------
-
-    def _named_groups(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
-        items = list(params)
-        groups = items if items and isinstance(items[0], dict) else [{"params": items}]
-        names: set[str] = set()
-        count = 0
-        ready = []
-        for group in groups:
-            strange = set(group) - set(defaults) - {"params", "names", "param_names", "initial_lr"}
-            if strange:
-                raise UserError(f"{self.name}: group options must be among {sorted(defaults)}, got {sorted(strange)}")
-            tensors, own = [], []
-            given = list(group["params"]) if not isinstance(group["params"], Tensor) else [group["params"]]
-            for position, item in enumerate(given):
-                if isinstance(item, tuple):
-                    name, tensor = item
-                else:
-                    known = group.get("names") or group.get("param_names")
-                    name, tensor = (known[position] if known else f"param.{count}"), item
-                count += 1
-                if not isinstance(tensor, Tensor):
-                    found = type(tensor).__name__
-                    raise UserError(f"{self.name}: params must be tensors or (name, tensor) pairs, got {found}")
-                if not tensor.requires_grad:
-                    continue
-                if name in names:
-                    raise UserError(f"{self.name}: parameter names must be distinct, got '{name}' twice")
-                names.add(name)
-                tensors.append(tensor)
-                own.append(name)
-            if tensors:
-                ready.append({**group, "params": tensors, "names": own})
-        if not ready:
-            raise UserError(f"{self.name}: params must hold at least one tensor that requires_grad, got none")
-        return ready
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Add tensors. After construction: names must be given, as (name, tensor) pairs."""
         if not self._ready:
             super().add_param_group(group)
             return
-        items = list(group["params"])
+        items = list(group.get("params", ()))
         if not all(isinstance(item, tuple) for item in items):
             raise UserError(f"{self.name}: a later group must give (name, tensor) pairs, got a bare tensor")
-        (named,) = self._named_groups([{**group, "params": items}], self.defaults)
+        (named,) = named_groups(self.name, [{**group, "params": items}], self.defaults)
+        self.check_group({**self.defaults, **named})
         taken = set(named["names"]) & set(self.space.tensors)
         if taken:
             raise UserError(f"{self.name}: parameter names must be distinct, got '{min(taken)}' twice")
         self.settle()
         super().add_param_group(named)
-        before, known = self.space, len(self.param_groups) - 1
+        before = self.space
         try:
-            self._build(known)
+            self._build()
+            self.check_weights(self.param_groups[-1])
         except UserError:
             self.param_groups.pop()
-            self._build(known)
+            self._build()
             raise
         finally:
             self.space.inherit(before)
 
-    def _build(self, known: int = 0) -> None:
-        """known: how many groups, the first ones, are those of a run that has begun: since then a schedule may have
-        brought their rates to zero, and the weights may have grown past what eps was checked for."""
+    def _build(self) -> None:
+        """Make what depends on the groups: the space and its blocks."""
         tensors: dict[str, Tensor] = {}
         for group in self.param_groups:
             tensors.update(zip(group["names"], group["params"], strict=True))
@@ -199,15 +172,24 @@ class ForwardOptimizer(torch.optim.Optimizer):
                     f"{self.name}: parameters must be on one device, got '{first}' on {tensors[first].device} and "
                     f"'{name}' on {tensors[name].device}"
                 )
-        for group in self.param_groups[:known]:
-            self.check_group({**group, "lr": 1.0} if group["lr"] == 0 else group)
-        for group in self.param_groups[known:]:
-            self.check_group(group)
-            self.check_weights(group)
         self._noted = None  # other tensors, or a state whose weights may be loaded after it
         self._group_of = {name: group for group in self.param_groups for name in group["names"]}
         self._injection: Injection | None = None
         self.space = Space(tensors, self._noise, self.blocks(), self.rank, self.resample_every)
+        self._options = [
+            {key: group[key] for key in self.defaults if key in group} for group in self.param_groups
+        ]  # as checked last
+
+    def check_options(self, faults: Faults) -> None:
+        """Tell `faults` of each option of the constructor that makes no sense. They are kept as attributes."""
+        with faults:
+            one_of(self.name, "evaluator", self.evaluator, ["auto", *EVALUATORS])
+        with faults:
+            check_rank(getattr(self, "_noise", Noise(0)).distribution, self.rank, self.resample_every)
+        with faults:
+            flags(self.name, check=self.check)
+        fits = self.model is None or isinstance(self.model, torch.nn.Module)
+        faults.require(fits, f"{self.name}: model must be a torch.nn.Module, got {type(self.model).__name__}")
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise `UserError` for options that make no sense, naming the tensor."""
@@ -244,7 +226,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         if not callable(closure):
             raise UserError(f"{self.name}: step needs a closure that returns the loss, got {type(closure).__name__}")
         self._check_untouched()
-        self._check_options()
+        self._check_groups(self.trajectory is not None)
         self.choose_evaluator(closure)
         by_hand = self._left and self.space.settled
         where = self._evaluator(closure)
@@ -397,33 +379,34 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 stacklevel=4,
             )
 
-    def _check_options(self) -> None:
-        """A log names the options of its groups once, at its start."""
-        if self.trajectory is None:
-            self._options = []
-            return
-        found = [{key: group.get(key) for key in self.defaults if key not in _MEASURED} for group in self.param_groups]
-        self._options = self._options or found
-        again = "; call record again, with a new file"
-        if len(found) != len(self._options):
-            told = f"parameter groups must stay {len(self._options)} while a log is open, got {len(found)}"
-            raise UserError(f"{self.name}: {told}{again}")
-        for old, new in zip(self._options, found, strict=True):
-            for key in old:
-                if new[key] is not old[key] and (not _is_plain(old[key]) or new[key] != old[key]):
-                    raise UserError(
-                        f"{self.name}: {key} must stay {old[key]} while a log is open, got {new[key]}{again}"
-                    )
+    def _check_groups(self, logs: bool) -> None:
+        """Options of groups may change between steps, as torch's do, to what makes sense: but not those that a log
+        named, once, at its start, nor those that say what a selection born in an earlier step is."""
+        count = len(self.param_groups)
+        self._logged = (self._logged or count) if logs else None
+        held = " while a log is open" if logs else ""
+        then = "call record again, with a new file" if logs else "make another optimizer"
+        if logs and count != self._logged:
+            told = f"parameter groups must stay {self._logged}{held}, got {count}; {then}"
+            raise UserError(f"{self.name}: {told}")
+        for group, old in zip(self.param_groups, self._options, strict=True):
+            changed = [key for key, value in old.items() if group[key] is not value and not _equal(group[key], value)]
+            for key in changed:
+                if key in _OF_BIRTH or (logs and key not in _MEASURED):
+                    told = f"{key} must stay {brief(old[key])}{held}, got {brief(group[key])}; {then}"
+                    raise UserError(f"{self.name}: {told}")
+            if changed and not (changed == ["lr"] and 0 <= number(group["lr"]) < math.inf):
+                self.check_group(_begun(group))
+            old.update((key, group[key]) for key in changed)
+        for name, tensor in self.space.tensors.items():
+            if not tensor.requires_grad:
+                told = f"parameters must keep requires_grad, got '{name}' frozen; make another optimizer without it"
+                raise UserError(f"{self.name}: {told}")
 
     def follow(self, header: Mapping[str, Any]) -> None:
         """Replay as the log with this header was written, walking or not, fused or not; refuse other settings, and at
         its first step other weights."""
-        own = json.loads(json.dumps(self.header()))
-        for option in [key for key in own if key in header and key not in ("evaluator", "fused")]:
-            if own[option] != header[option]:
-                raise UserError(
-                    f"{self.name}: {option} must be {header[option]!r}, as the log says, got {own[option]!r}"
-                )
+        self._check_settings(self.header(), header, "the log")
         walked = header.get("evaluator") == "walk"
         if self.evaluator != "auto" and walked != (self.evaluator == "walk"):
             wanted = "walk" if walked else "any but walk"
@@ -439,6 +422,17 @@ class ForwardOptimizer(torch.optim.Optimizer):
                 )
         self.walking, self.fused = walked, bool(header.get("fused"))
         self._followed = log_version(header)
+
+    def _check_settings(self, own: Mapping[str, Any], stated: Mapping[str, Any], source: str) -> None:
+        """Raise `UserError` where this optimizer's settings are not those that a log or a state was made with."""
+        own, stated = (json.loads(json.dumps(dict(settings))) for settings in (own, stated))  # as a file has them
+        for option, value in own.items():
+            if option in stated and option not in ("evaluator", "fused") and stated[option] != value:
+                if option == "tensors":
+                    told = f"tensors must be those of {source} in names, shapes and dtypes, got others"
+                else:
+                    told = f"{option} must be {brief(stated[option])}, as {source} says, got {brief(value)}"
+                raise UserError(f"{self.name}: {told}")
 
     def choose_evaluator(self, closure: Any) -> None:
         """Settle how a closure like this is measured, and refuse what the log could not repeat.
@@ -529,6 +523,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
         With evaluator "walk" it holds a copy of the weights."""
         self._check_untouched()
+        self._check_groups(self.trajectory is not None)
         self.choose_evaluator(closure)
         where = self._evaluator(closure)
         tensors = self.space.tensors.values() if self.walking else ()
@@ -741,6 +736,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             "forward_passes": self.forward_passes,
             "seed": self._noise.seed,
             "noise": self._noise.distribution,
+            "settings": json.loads(json.dumps(self.settings())),
             "method": self.search_state(),
             "chosen": {f"{birth} {block}": found.data for (block, birth), found in self.space.chosen.items()},
             "buffers": {name: dict(tensors) for name, tensors in self.space.buffers.items()},
@@ -750,21 +746,42 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave to an optimizer of the same class, over the same parameters, made with the
+        same options. The options of groups are the state's, as with torch's optimizers. Raises UserError for another
+        state, and is then as it was."""
+        before, method = dict(self.__dict__), self.search_state()
         try:
-            search = state_dict["search"]
-        except KeyError:
-            raise UserError(f"{self.name}: state_dict must come from a forward optimizer, got no 'search'") from None
-        if (search["seed"], search["noise"]) != (self._noise.seed, self._noise.distribution):
-            raise UserError(
-                f"{self.name}: state_dict must have seed {self._noise.seed} and noise {self._noise.distribution}, "
-                f"got {search['seed']} and {search['noise']}"
-            )
+            self._load(state_dict)
+        except Exception as error:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            self.load_search_state(method)
+            if isinstance(error, UserError):
+                raise
+            told = brief(f"{type(error).__name__}: {error}")
+            raise UserError(f"{self.name}: state_dict must be whole, got one that is not ({told})") from error
+
+    def _load(self, state_dict: Mapping[str, Any]) -> None:
+        if "search" not in state_dict:
+            raise UserError(f"{self.name}: state_dict must come from a forward optimizer, got no 'search'")
+        search = state_dict["search"]
+        for key in ("t", "forward_passes"):
+            whole(self.name, f"{key} of the state", search[key])
+        for key in ("method", "settings"):
+            if not isinstance(search.get(key, {}), dict):
+                raise UserError(f"{self.name}: {key} of the state must be a table, got {brief(search[key])}")
+        stated = search.get("settings", {key: search[key] for key in ("seed", "noise")})  # which early states lack
+        settings = self.settings()
+        tensors = settings.pop("tensors")  # which names that differ tell better
+        self._check_settings(settings, stated, "the state")
         saved, own = ([group["names"] for group in of] for of in (state_dict["param_groups"], self.param_groups))
         if saved != own:
             raise UserError(f"{self.name}: state_dict must be of the parameters {own} in this order, got {saved}")
+        self._check_settings({"tensors": tensors}, stated, "the state")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "search"})
-        self._build(known=len(self.param_groups))
+        for group in self.param_groups:
+            self.check_group(_begun(group))
+        self._build()
         self.t, self.forward_passes = search["t"], search["forward_passes"]
         for label, data in search["chosen"].items():
             birth, name = label.split(" ", 1)
@@ -788,31 +805,47 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._last_lr, self._rates = None, Rates()  # every log begins with the rates
         self.settle()
         self._told, self._left, self._torn, self._said, self._noted = frozenset(), False, False, False, None
-        self._options = []
+        self._check_groups(False)
+        self._logged = len(self.param_groups)
         begun = {"start": f"{fingerprint(self.space.tensors):08x}", "first_step": self.t}
         self.trajectory = Trajectory(path, {**self.header(), **begun, "version": VERSION, **(header or {})})
         return self.trajectory
 
+    def resume(self, log: Trajectory) -> None:
+        """Go on with a log that holds the steps before this optimizer's next one. Raises UserError for another."""
+        self.follow(log.header)
+        end = log.header.get("first_step", self.t - len(log)) + len(log)  # early logs do not say where they begin
+        if end != self.t:
+            raise UserError(f"{self.name}: the log must end at step {self.t}, as the optimizer stands, got {end}")
+        self.trajectory = log
+
     def header(self) -> dict[str, Any]:
-        """What a log of this optimizer says in its first lines: the settings that its bits depend on; under walking
-        that, and whether steps are fused. An option in which groups differ, and the tensors' names, shapes and dtypes,
-        are told by a check sum."""
-        mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
-        groups = {key: [group.get(key) for group in self.param_groups] for key in self.defaults}
+        """What a log of this optimizer says in its first lines: the settings that its bits depend on; the options of
+        its groups, by a check sum where groups differ; under walking that, and whether steps are fused."""
+        told = {}
+        groups = {key: [group[key] for group in self.param_groups] for key in self._options[0]}
         for key, each in groups.items():
-            if all(map(_is_plain, each)):
-                mine[key] = each[0] if all(value == each[0] for value in each) else _sum_of(each)
+            if key not in _UNTOLD and all(map(_is_plain, each)):
+                told[key] = each[0] if all(value == each[0] for value in each) else _sum_of(each)
+        settings = self.settings()
+        tensors = settings.pop("tensors")  # at the end: what else differs is told in words
+        return {**settings, **told, "tensors": tensors, **self._walk_header(self.walking)}
+
+    def settings(self) -> dict[str, Any]:
+        """What an optimizer must share with one whose log or state it takes up: its class, its noise, the options of
+        its constructor that are attributes and plain, and, by a check sum, the tensors' names, shapes and dtypes."""
+        mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
         told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
         tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
         noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
-        return {"optimizer": self.name, **told, **noise, "tensors": _sum_of(tensors), **self._walk_header(self.walking)}
+        return {"optimizer": self.name, "class": type(self).__name__, **told, **noise, "tensors": _sum_of(tensors)}
 
     def _walk_header(self, walking: bool) -> dict[str, Any]:
         return {"evaluator": "walk", "fused": self.fused} if walking else {}
 
     def replay(self, trajectory: Trajectory | Any, finish: bool = True) -> int:
         """Make the weights again that a run logged, starting from its base. Returns the steps replayed."""
-        log = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        log = trajectory if isinstance(trajectory, Trajectory) else Trajectory.read(trajectory)
         first = log.header.get("first_step", self.t)
         if self.t != first:
             raise UserError(
@@ -830,6 +863,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
 _UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"}  # options that no bit of a replay needs
 
 _MEASURED = {"lr", "radius", "penalty", "squared"}  # options whose effect a log holds, step by step
+
+_OF_BIRTH = {"entries", "selection", "reselect_every", "indices"}  # options that say which entries a direction moves
 
 
 def log_version(header: Mapping[str, Any]) -> int:
@@ -854,6 +889,15 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _begun(group: dict[str, Any]) -> dict[str, Any]:
+    """A group as it is checked once steps were taken: a schedule may have brought its rate to zero."""
+    return {**group, "lr": 1.0} if number(group["lr"]) == 0 else group
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and _is_plain(a) and bool(a == b)
 
 
 def _sum_of(value: Any) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import Faults
 from gradientless.search.optim.base import Conversation
-from gradientless.search.optim.spsa import SPSA, count
+from gradientless.search.optim.checks import count
+from gradientless.search.optim.spsa import SPSA
 from gradientless.search.points import Direction, Point, Update
 from gradientless.search.space import Space
 
@@ -92,13 +93,20 @@ class Entrywise(SPSA):
     buffers: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Any], window: int | None = None, **options: Any):
-        self.window = None if window is None else Window(count(self.name, "window", window))
+        self._length, self.window = window, None
         self.taken = 0  # estimates so far
         super().__init__(params, **options)
+        self.window = None if window is None else Window(window)
 
-    def _build(self, known: int = 0) -> None:
-        super()._build(known)
-        for kind in self.buffers if self.window is None else ():
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        with faults:
+            if self._length is not None:
+                count(self.name, "window", self._length)
+
+    def _build(self) -> None:
+        super()._build()
+        for kind in self.buffers if self._length is None else ():
             self.space.buffers[kind] = {
                 name: torch.zeros_like(tensor, dtype=working(tensor)).detach()
                 for name, tensor in self.space.tensors.items()
@@ -138,8 +146,8 @@ class Entrywise(SPSA):
             return set()
         return {(d.block, self.space.block(d.block).birth(d.step)) for d in self.window.directions()}
 
-    def header(self) -> dict[str, Any]:
-        return {**super().header(), "window": None if self.window is None else self.window.estimates.maxlen}
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "window": self._length}
 
     def search_state(self) -> dict[str, Any]:
         window = None if self.window is None else self.window.state()
@@ -147,8 +155,6 @@ class Entrywise(SPSA):
 
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         super().load_search_state(state)
-        if (state["window"] is None) != (self.window is None):
-            raise UserError(f"{self.name}: state_dict must come from a {self.name} with the same window")
         self.taken = state["taken"]
         if self.window is not None:
             self.window.load(state["window"])

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from gradientless.errors import Faults, UserError, unknown
+from gradientless.errors import Faults, UserError, brief, one_of
 from gradientless.search.optim.base import SHARED_LEAVES, Conversation, ForwardOptimizer, log_version
+from gradientless.search.optim.checks import count, flags, number, penalty, rate
 from gradientless.search.optim.options import OptionTrees
 from gradientless.search.points import ORIGIN, POOL, BufferUpdate, Direction, Point, Rank, Update, point, scaled
 from gradientless.search.selection import check
@@ -90,27 +91,8 @@ class GLD(ForwardOptimizer):
         evaluator: str = "auto",
         check: bool = True,
     ):
-        faults = Faults()
-        with faults:
-            if sweep not in SWEEPS:
-                raise unknown("GLD", "sweep", sweep, SWEEPS)
-        for wrong, told in (
-            (not 0.0 <= momentum < 1.0, f"momentum must be in [0, 1), got {momentum}"),
-            (momentum_weighted and not momentum, "momentum_weighted must come with momentum > 0, got momentum 0"),
-            (confirm and options is None, "confirm must come with options, got options None"),
-            (
-                options is not None and (sweep != "turns" or momentum or pool),
-                "options must stand alone, got them with pool, momentum or sweep 'parallel'",
-            ),
-            (
-                not fisher_scale > 0 or fisher_draws < 1 or fisher_rows < 2,
-                "fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
-                f"got {fisher_scale}, {fisher_draws} and {fisher_rows}",
-            ),
-        ):
-            if wrong:
-                faults.lines.append(f"GLD: {told}")
-        faults.tell()
+        self.options = options if options is None or not isinstance(options, list) else tuple(options)
+        self.confirm = confirm
         self.importance_options = {
             "scale": fisher_scale,
             "draws": fisher_draws,
@@ -118,7 +100,6 @@ class GLD(ForwardOptimizer):
             "check": fisher_check,
         }
         self.pool, self.sweep, self.momentum, self.momentum_weighted = pool, sweep, momentum, momentum_weighted
-        self.trees = None if options is None else OptionTrees(*self._option_shape(options), confirm)
         self._gain_sum, self._gain_count = 0.0, 0
         defaults = {
             "lr": radius,
@@ -134,42 +115,71 @@ class GLD(ForwardOptimizer):
             params, defaults, seed=seed, noise=noise, rank=rank, resample_every=resample_every, evaluator=evaluator,
             check=check,
         )  # fmt: skip
+        self.trees = None if options is None else OptionTrees(*options, confirm)
 
-    @staticmethod
-    def _option_shape(options: Any) -> tuple[int, int]:
-        pair = tuple(options) if isinstance(options, (tuple, list)) else ()
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        fisher = self.importance_options
+        with faults:
+            one_of("GLD", "sweep", self.sweep, SWEEPS)
+        with faults:
+            flags("GLD", pool=self.pool, momentum_weighted=self.momentum_weighted, confirm=self.confirm)
+        with faults:
+            flags("GLD", fisher_check=fisher["check"])
+        with faults:
+            self._check_shape()
+        for wrong, told in (
+            (not 0.0 <= number(self.momentum) < 1.0, f"momentum must be in [0, 1), got {brief(self.momentum)}"),
+            (
+                self.momentum_weighted is True and self.momentum == 0,
+                "momentum_weighted must come with momentum > 0, got momentum 0",
+            ),
+            (self.confirm is True and self.options is None, "confirm must come with options, got options None"),
+            (
+                self.options is not None and (self.sweep != "turns" or self.momentum != 0 or self.pool is True),
+                "options must stand alone, got them with pool, momentum or sweep 'parallel'",
+            ),
+            (
+                not 0 < number(fisher["scale"]) < math.inf
+                or not all(isinstance(fisher[key], int) and fisher[key] >= n for key, n in (("draws", 1), ("rows", 2)))
+                or fisher["draws"] is True,
+                "fisher_scale must be > 0, fisher_draws >= 1 and fisher_rows >= 2, "
+                f"got {brief(fisher['scale'])}, {brief(fisher['draws'])} and {brief(fisher['rows'])}",
+            ),
+        ):
+            faults.require(not wrong, f"GLD: {told}")
+
+    def _check_shape(self) -> None:
+        pair = (1, 1) if self.options is None else self.options if isinstance(self.options, tuple) else ()
         if len(pair) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pair):
-            raise UserError(f"GLD: options must be two integers >= 1 (options per level, levels), got {options!r}")
+            told = "options must be two integers >= 1 (options per level, levels)"
+            raise UserError(f"GLD: {told}, got {brief(self.options)}")
         width, levels = pair
         if width > MOST_LEAVES or levels > MOST_LEVELS or width**levels > MOST_LEAVES:
             told = f"options must have at most {MOST_LEVELS} levels and {MOST_LEAVES:,} leaves, m^levels"
-            raise UserError(f"GLD: {told}, got {options!r}")
-        return width, levels
+            raise UserError(f"GLD: {told}, got {brief(self.options)}")
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        name, faults = group["names"][0], Faults()
-
-        def require(holds: bool, told: str) -> None:
-            if not holds:
-                faults.lines.append(f"GLD: {told}")
-
-        require(0 < group["lr"] < math.inf, f"radius must be > 0 and finite for tensor '{name}', got {group['lr']}")
+        faults, where = Faults(), f" for tensor '{group['names'][0]}'"
+        with faults:
+            rate("GLD", group)
         for key in ("candidates", "reselect_every"):
-            number = group[key]
-            fits = not isinstance(number, bool) and isinstance(number, int) and number >= 1
-            may_be_none = key == "reselect_every" and number is None
-            require(fits or may_be_none, f"{key} must be an integer >= 1 for tensor '{name}', got {number!r}")
-        require(group["penalty"] >= 0, f"penalty must be >= 0 for tensor '{name}', got {group['penalty']}")
+            with faults:
+                if group[key] is not None or key == "candidates":
+                    count("GLD", key, group[key], where)
+        with faults:
+            penalty("GLD", group)
         with faults:
             for each, tensor in zip(group["names"], group["params"], strict=True):
                 check("GLD", group["selection"], group["entries"], group["indices"], each, tensor.numel())
             if group["indices"] is not None and len(group["params"]) > 1:
                 raise UserError("GLD: indices must be given for a group of one tensor")
+        if number(group["candidates"]) > 200:
+            faults.lines.append(f"GLD: candidates must be <= 200{where}, got {brief(group['candidates'])}")
         faults.tell()
-        require(group["candidates"] <= 200, f"candidates must be <= 200 for tensor '{name}', got {group['candidates']}")
-        least, width = group["candidates"] + 1, 0 if self.trees is None else self.trees.width
-        require(width <= least, f"options per level must be <= candidates + 1 = {least}, got {width}")
-        faults.tell()
+        least, width = group["candidates"] + 1, self.options[0] if isinstance(self.options, tuple) else 0
+        if number(width) > least:
+            raise UserError(f"GLD: options per level must be <= candidates + 1 = {least}, got {width}")
 
     def blocks(self) -> list[Block]:
         if self.pool:
@@ -259,7 +269,5 @@ class GLD(ForwardOptimizer):
 
     def load_search_state(self, state: Mapping[str, Any]) -> None:
         self._gain_sum, self._gain_count = state["gains"]
-        if (state["trees"] is None) != (self.trees is None):
-            raise UserError("GLD: state_dict must come from a GLD with the same options")
         if self.trees is not None:
             self.trees.load(state["trees"])

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradientless.errors import UserError
+from gradientless.errors import Faults, brief
 from gradientless.search.optim.base import Conversation, ForwardOptimizer
+from gradientless.search.optim.checks import check_whole_vector, number
 from gradientless.search.points import ALL, ORIGIN, Direction, Rank, Update, point
 
 
@@ -44,16 +45,26 @@ class GLDSearch(ForwardOptimizer):
         evaluator: str = "auto",
         check: bool = True,
     ):
-        if not 0 < min_radius <= radius < math.inf:
-            raise UserError(f"GLDSearch: 0 < min_radius <= radius must hold, got {min_radius} and {radius}")
-        if radius / min_radius >= 2.0**200:
-            raise UserError(f"GLDSearch: radius / min_radius must be < 2^200, got {radius / min_radius:g}")
-        self.candidates = math.floor(math.log2(radius / min_radius)) + 1
+        self.radius, self.min_radius = radius, min_radius
         defaults = {"lr": radius, "penalty": penalty, "squared": squared}
         super().__init__(
             params, defaults, seed=seed, noise=noise, rank=rank, resample_every=resample_every, evaluator=evaluator,
             check=check,
         )  # fmt: skip
+        self.candidates = math.floor(math.log2(radius / min_radius)) + 1
+
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        most, least = number(self.radius), number(self.min_radius)
+        if 0 < most < math.inf:  # else it is told of the groups
+            told = f"got {brief(self.min_radius)} and {brief(self.radius)}"
+            holds = 0 < least <= most
+            faults.require(holds, f"GLDSearch: 0 < min_radius <= radius must hold, {told}")
+            few = not holds or most / 2.0**200 < least
+            faults.require(few, f"GLDSearch: radius / min_radius must be < 2^200, {told}")
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "candidates": self.candidates}
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         check_whole_vector(self.name, group)
@@ -63,11 +74,3 @@ class GLDSearch(ForwardOptimizer):
         candidates = [ORIGIN, *(point(radius * 2.0**-k, Direction(t, k, ALL)) for k in range(self.candidates))]
         answer = yield Rank([candidates], [ALL])
         return Update(candidates[answer.best], answer.loss)
-
-
-def check_whole_vector(owner: str, group: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless the group's radius and penalty make sense."""
-    if not 0 < group["lr"] < math.inf:
-        raise UserError(f"{owner}: radius must be > 0 and finite for tensor '{group['names'][0]}', got {group['lr']}")
-    if not group["penalty"] >= 0:
-        raise UserError(f"{owner}: penalty must be >= 0 for tensor '{group['names'][0]}', got {group['penalty']}")

@@ -13,13 +13,15 @@ window of at least their number. Steps that are skipped do not count in k.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import Faults, brief
+from gradientless.search.optim.checks import number
 from gradientless.search.optim.entrywise import Entrywise, entries
 from gradientless.search.points import Point
 
@@ -43,13 +45,16 @@ class MeZOAdam(Entrywise):
         window: int | None = None,
         **options: Any,
     ):
-        pair = tuple(betas) if isinstance(betas, (tuple, list)) else ()
-        if len(pair) != 2 or not all(isinstance(beta, (int, float)) and 0.0 <= beta < 1.0 for beta in pair):
-            raise UserError(f"{self.name}: betas must be two numbers in [0, 1), got {betas!r}")
-        if not adam_eps > 0:
-            raise UserError(f"{self.name}: adam_eps must be > 0, got {adam_eps}")
-        self.betas, self.adam_eps = pair, adam_eps
+        self.betas, self.adam_eps = tuple(betas) if isinstance(betas, list) else betas, adam_eps
         super().__init__(params, window, lr=lr, **options)
+
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        pair = self.betas if isinstance(self.betas, tuple) else ()
+        holds = len(pair) == 2 and all(0.0 <= number(beta) < 1.0 for beta in pair)
+        faults.require(holds, f"{self.name}: betas must be two numbers in [0, 1), got {brief(self.betas)}")
+        told = f"{self.name}: adam_eps must be > 0 and finite, got {brief(self.adam_eps)}"
+        faults.require(0 < number(self.adam_eps) < math.inf, told)
 
     def change(self, name: str, start: int, stop: int, gradient: Point) -> Tensor:
         past = [gradient] if self.window is None else list(self.window.estimates)

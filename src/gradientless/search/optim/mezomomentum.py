@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gradientless.errors import UserError
+from gradientless.errors import Faults, brief
 from gradientless.search.optim.base import Conversation, ForwardOptimizer
+from gradientless.search.optim.checks import number
 from gradientless.search.optim.entrywise import Entrywise, entries
 from gradientless.search.points import Point, Update
 
@@ -40,10 +41,13 @@ class MeZOMomentum(Entrywise):
         window: int | None = None,
         **options: Any,
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise UserError(f"{self.name}: momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
         super().__init__(params, window, lr=lr, **options)
+
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        told = f"{self.name}: momentum must be in [0, 1), got {brief(self.momentum)}"
+        faults.require(0.0 <= number(self.momentum) < 1.0, told)
 
     def search(self, t: int) -> Conversation:
         update = yield from super().search(t)

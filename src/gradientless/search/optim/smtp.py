@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gradientless.errors import UserError
+from gradientless.errors import Faults, brief
 from gradientless.search.optim.base import Conversation, ForwardOptimizer
-from gradientless.search.optim.gldsearch import check_whole_vector
+from gradientless.search.optim.checks import check_whole_vector, number
 from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Point, Rank, Update, point
 
 
@@ -47,8 +47,6 @@ class SMTP(ForwardOptimizer):
         evaluator: str = "auto",
         check: bool = True,
     ):
-        if not 0.0 <= momentum < 1.0:
-            raise UserError(f"SMTP: momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
         self._accepted_radius = 0.0
         defaults = {"lr": radius, "penalty": penalty, "squared": squared}
@@ -56,6 +54,11 @@ class SMTP(ForwardOptimizer):
             params, defaults, seed=seed, noise=noise, rank=rank, resample_every=resample_every, evaluator=evaluator,
             check=check,
         )  # fmt: skip
+
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        told = f"SMTP: momentum must be in [0, 1), got {brief(self.momentum)}"
+        faults.require(0.0 <= number(self.momentum) < 1.0, told)
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         check_whole_vector(self.name, group)

@@ -27,24 +27,26 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
-from decimal import ROUND_CEILING, Context
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from gradientless.errors import Faults, NotFinite, UserError, unknown
+from gradientless.errors import Faults, NotFinite, UserError, brief, one_of
 from gradientless.search.optim.base import ForwardOptimizer
+from gradientless.search.optim.checks import count, eps_is_felt, flags, number, penalty, rate
 from gradientless.search.optim.gld import FISHER_LASTS
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Norms, Point, Request, Update
 from gradientless.search.selection import check as check_selection
 from gradientless.search.space import Block
 
-ESTIMATES = ("two-point", "one-sided", "one-point")
-SAMPLE_SCHEDULES = ("constant", "linear")
 _FELT = 2.0**-16  # of a weight: 256 times what single precision tells apart
 _EARLY = 50  # steps whose mean loss tells where a run began
-VARIANCES = ("none", "grad_norm", "param_norm")
+_NAMES = {
+    "sample_schedule": ("constant", "linear"),
+    "estimate": ("two-point", "one-sided", "one-point"),
+    "variance": ("none", "grad_norm", "param_norm"),
+}
 
 
 class Part(NamedTuple):
@@ -123,44 +125,6 @@ class SPSA(ForwardOptimizer):
         model: torch.nn.Module | None = None,
         check: bool = True,
     ):
-        faults = Faults()
-        for option, number in (
-            ("samples", samples),
-            ("sample_steps", sample_steps),
-            ("renorm_every", renorm_every),
-            ("norm_samples", norm_samples),
-            ("patience", patience),
-        ):
-            with faults:
-                if number is not None:
-                    count(self.name, option, number)
-        for option, value, known in (
-            ("sample_schedule", sample_schedule, SAMPLE_SCHEDULES),
-            ("estimate", estimate, ESTIMATES),
-            ("variance", variance, VARIANCES),
-        ):
-            with faults:
-                if value not in known:
-                    raise unknown(self.name, option, value, known)
-        for wrong, told in (
-            (
-                sample_schedule in SAMPLE_SCHEDULES and (sample_schedule == "linear") != (sample_steps is not None),
-                "sample_steps must be given with sample_schedule 'linear' and only then",
-            ),
-            (clip is not None and not clip > 0, f"clip must be > 0, got {clip}"),
-            (expectation and variance == "none", "expectation must come with variance 'grad_norm' or 'param_norm'"),
-            (
-                renorm_every is not None and variance == "none",
-                "renorm_every must come with variance 'grad_norm' or 'param_norm'",
-            ),
-            (
-                estimate == "one-point" and (samples != 1 or layerwise),
-                "estimate 'one-point' must have samples 1 and no layerwise",
-            ),
-        ):
-            if wrong:
-                faults.lines.append(f"{self.name}: {told}")
-        faults.tell()
         self.samples, self.sample_steps = samples, sample_steps
         self.renorm_every, self.norm_samples, self.patience = renorm_every, norm_samples, patience
         self.sample_schedule, self.scale_lr, self.estimate, self.layerwise = (
@@ -194,6 +158,40 @@ class SPSA(ForwardOptimizer):
             model=model, check=check,
         )  # fmt: skip
 
+    def check_options(self, faults: Faults) -> None:
+        super().check_options(faults)
+        for option in ("samples", "sample_steps", "renorm_every", "norm_samples", "patience"):
+            with faults:
+                value = getattr(self, option)
+                if value is not None or option not in ("sample_steps", "renorm_every"):
+                    count(self.name, option, value)
+        for option, known in _NAMES.items():
+            with faults:
+                one_of(self.name, option, getattr(self, option), known)
+        with faults:
+            flags(self.name, scale_lr=self.scale_lr, layerwise=self.layerwise, expectation=self.expectation)
+        schedule, plain = self.sample_schedule, self.variance == "none"
+        for wrong, told in (
+            (
+                schedule in ("constant", "linear") and (schedule == "linear") != (self.sample_steps is not None),
+                "sample_steps must be given with sample_schedule 'linear' and only then",
+            ),
+            (self.clip is not None and not number(self.clip) > 0, f"clip must be > 0, got {brief(self.clip)}"),
+            (
+                self.expectation is True and plain,
+                "expectation must come with variance 'grad_norm' or 'param_norm'",
+            ),
+            (
+                self.renorm_every is not None and plain,
+                "renorm_every must come with variance 'grad_norm' or 'param_norm'",
+            ),
+            (
+                self.estimate == "one-point" and (self.samples != 1 or self.layerwise is True),
+                "estimate 'one-point' must have samples 1 and no layerwise",
+            ),
+        ):
+            faults.require(not wrong, f"{self.name}: {told}")
+
     def __init_subclass__(cls, **more: Any):
         """A rule's constructor takes its own options and, as **options, those of the estimate: one signature."""
         super().__init_subclass__(**more)
@@ -205,25 +203,26 @@ class SPSA(ForwardOptimizer):
 
     # Groups, layers, blocks ------------------------------------------------------------------------------------------
 
-    def _build(self, known: int = 0) -> None:
-        super()._build(known)
+    def _build(self) -> None:
+        super()._build()
         if isinstance(self.model, nn.Module):
             spared = {id(tensor) for tensor in _of_normalisations(self.model).values()}
             self.undecayed |= {name for name, tensor in self.space.tensors.items() if id(tensor) in spared}
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        name, faults = group["names"][0], Faults()
-        for key in ("lr", "eps"):
-            if not 0 < group[key] < math.inf:
-                told = f"{key} must be > 0 and finite for tensor '{name}', got {group[key]}"
-                faults.lines.append(f"{self.name}: {told}")
-        for key in ("penalty", "weight_decay"):
-            if not 0 <= group.get(key, 0.0) < math.inf:
-                told = f"{key} must be >= 0 and finite for tensor '{name}', got {group[key]}"
-                faults.lines.append(f"{self.name}: {told}")
+        faults, where = Faults(), f" for tensor '{group['names'][0]}'"
         with faults:
-            if group["reselect_every"] is not None:
-                count(self.name, "reselect_every", group["reselect_every"])
+            rate(self.name, group, "lr")
+        eps, decay, lasts = group["eps"], group["weight_decay"], group["reselect_every"]
+        told = f"{self.name}: eps must be > 0 and finite{where}, got {brief(eps)}"
+        faults.require(0 < number(eps) < math.inf, told)
+        with faults:
+            penalty(self.name, group)
+        told = f"{self.name}: weight_decay must be >= 0 and finite{where}, got {brief(decay)}"
+        faults.require(0 <= number(decay) < math.inf, told)
+        with faults:
+            if lasts is not None:
+                count(self.name, "reselect_every", lasts)
         with faults:
             for each, tensor in zip(group["names"], group["params"], strict=True):
                 check_selection(self.name, group["selection"], group["entries"], group["indices"], each, tensor.numel())
@@ -238,22 +237,7 @@ class SPSA(ForwardOptimizer):
         Not where probes are added inside the modules: they never meet the weights."""
         if self.rank is not None and (self.evaluator == "inject" or (self.evaluator == "auto" and self.model)):
             return
-        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
-        for tensor in filter(torch.is_floating_point, group["params"]):
-            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
-        for dtype, tensors in by_dtype.items():
-            wide = torch.promote_types(dtype, torch.float32)
-            squares = sum(float(torch.linalg.vector_norm(t, dtype=wide)) ** 2 for t in tensors)
-            size = math.sqrt(squares / max(1, sum(t.numel() for t in tensors)))
-            # Losses are logged, and compared, in single precision: double precision sees no smaller change of theirs.
-            least = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) * size
-            if group["eps"] < least:
-                enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
-                raise UserError(
-                    f"{self.name}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
-                    f"{size:.2g} (root mean square), got {group['eps']:g}; a smaller probe is rounded away"
-                    + (", since losses are logged in float32" if dtype == torch.float64 else "")
-                )
+        eps_is_felt(self.name, group["eps"], group["params"])
 
     def blocks(self) -> list[Block]:
         by_layer = self.layerwise or self.variance != "none"
@@ -503,9 +487,3 @@ def no_decay_names(model: nn.Module) -> set[str]:
     two dimensions, which biases are, and the weights of normalisations that no name tells. An optimizer that is given
     the `model` leaves these alone; one that sees tensors only, those of fewer than two dimensions."""
     return set(_of_normalisations(model)) | {name for name, p in model.named_parameters() if p.ndim < 2}
-
-
-def count(owner: str, option: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{owner}: {option} must be an integer >= 1, got {value!r}")
-    return value

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradientless.search.optim.base import Conversation, ForwardOptimizer
-from gradientless.search.optim.gldsearch import check_whole_vector
+from gradientless.search.optim.checks import check_whole_vector
 from gradientless.search.points import ALL, ORIGIN, Direction, Rank, Update, point
 
 
