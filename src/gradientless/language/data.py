@@ -344,7 +344,7 @@ class EncodedTexts(Encoded):
         """The tokens to be said of rows `indices`, one row after the other: int64 [M]."""
         ahead = 1 if self._mask is None else 0
         found = [self._ids[int(i) % self.texts][self._places(int(i)) + ahead] for i in indices]
-        return torch.from_numpy(np.concatenate(found))
+        return torch.from_numpy(np.concatenate(found).astype(np.int64))
 
     def _places(self, index: int) -> np.ndarray:
         """Where the tokens stand that are to be said of row `index`, rising."""
