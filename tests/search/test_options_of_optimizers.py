@@ -252,7 +252,7 @@ def test_a_refusal_leaves_the_optimizer_as_it_was(key):
         target.step(loss(mine))
         if broken:
             for place in ("t", "forward_passes", "method", "chosen", "buffers", "settings"):
-                for value in ("gone", "nonsense", 3.5, [[]]):
+                for value in ("gone", "nonsense", 3.5, [[]])[place == "settings" :]:  # which early states lack
                     bad = copy.deepcopy(state)
                     bad["search"][place] = value
                     if value == "gone":
