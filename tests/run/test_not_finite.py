@@ -83,12 +83,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "setting", "line"),
         [
-            ("sgd", "lr=-1", "lr: must be a number > 0 and finite, got -1"),
-            ("sgd", "lr=nan", "lr: must be a number > 0 and finite, got nan"),
-            ("adam", "lr=inf", "lr: must be a number > 0 and finite, got inf"),
-            ("adamw", "lr=0", "lr: must be a number > 0 and finite, got 0"),
-            ("adamw", "lr=true", "lr: must be a number > 0 and finite, got true"),
-            ("momentum", "lr=fast", "lr: must be a number > 0 and finite, got 'fast'"),
+            ("sgd", "lr=-1", "lr: must be a number >= 0 and finite, got -1"),
+            ("sgd", "lr=nan", "lr: must be a number >= 0 and finite, got nan"),
+            ("adam", "lr=inf", "lr: must be a number >= 0 and finite, got inf"),
+            ("adamw", "lr=true", "lr: must be a number >= 0 and finite, got true"),
+            ("momentum", "lr=fast", "lr: must be a number >= 0 and finite, got 'fast'"),
             ("adam", "betas=[0.9, 0.9, 0.9]", "betas: must be a list of two numbers >= 0 and < 1, got [0.9, 0.9, 0.9]"),
             ("adam", "betas=text", "betas: must be a list of two numbers >= 0 and < 1, got 'text'"),
             ("adamw", "betas=2.0", "betas: must be a list of two numbers >= 0 and < 1, got 2.0"),

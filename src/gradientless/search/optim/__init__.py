@@ -53,10 +53,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and 0 < value <= sys.float_info.max
-
-
 def _is_natural(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= sys.float_info.max
 
@@ -66,7 +62,7 @@ def _is_share(value: Any) -> bool:
 
 
 _REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "lr": ("a number > 0 and finite", _is_positive),
+    "lr": ("a number >= 0 and finite", _is_natural),
     "eps": ("a number >= 0 and finite", _is_natural),
     "weight_decay": ("a number >= 0 and finite", _is_natural),
     "momentum": ("a number >= 0 and < 1", _is_share),
