@@ -459,7 +459,7 @@ def test_a_pooler_that_no_score_depends_on_is_not_tuned(tmp_path):
     def models(_):
         return str(tmp_path)
 
-    line = "^layers: pattern must match a tensor that the scores depend on, got 'pooler', which matches model.pooler."
+    line = "^layers: pattern must match a tensor that is learned and that the scores depend on, got 'pooler', which "
     with pytest.raises(UserError, match=line):
         make("layers", "bert", models, "head", pattern="pooler", head="linear")
     surface = make("layers", "bert", models, "head", pattern="dense", head="linear")

@@ -8,13 +8,15 @@ import peft
 import pytest
 import torch
 import transformers as t
+from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, DECODERS, EXAMPLES, SMALL, make_tokenizer
 from torch import nn
 
 from gradientless.errors import UserError
-from gradientless.language import seen
+from gradientless.language import backbone, seen
 from gradientless.language.surfaces import FullSurface, HeadSurface, load
 from gradientless.language.surfaces.lora import LoraSurface
+from gradientless.language.surfaces.part import LayersSurface
 from gradientless.language.surfaces.side_lora import SideLoraSurface
 from gradientless.language.tasks import Example, Prompt
 
@@ -254,3 +256,63 @@ class TestBranches:
         assert any("query_key_value" in name for name in surface.trainable())
         plain = FullSurface.create(str(tmp_path / "model"), LABELS, prompt=PROMPT, max_length=20)
         torch.testing.assert_close(scores(surface), scores(plain))
+
+
+# --- what is saved is what was tuned ---------------------------------------------------------------------------------
+
+SEQ2SEQ = {key: value for key, value in BART.to_diff_dict().items() if not key.startswith(("model_", "transformers_"))}
+LANGUAGES = {"langs": ["a", "b"], "src_vocab_size": 14, "tgt_vocab_size": 14}
+TABLES = {
+    "marian": (t.MarianConfig(**SEQ2SEQ), "AutoModelForSeq2SeqLM", 2),
+    "pegasus": (t.PegasusConfig(**SEQ2SEQ), "AutoModelForSeq2SeqLM", 2),
+    "fsmt": (
+        t.FSMTConfig(**LANGUAGES, **SEQ2SEQ),
+        "AutoModelForSeq2SeqLM",
+        2,
+    ),
+    "roformer": (t.RoFormerConfig(embedding_size=16, **BERT), "AutoModelForMaskedLM", 1),
+}
+
+
+class TestTablesThatTheLibraryComputes:
+    def make(self, kind, tmp_path, surface=FullSurface, **options):
+        config, auto, _ = TABLES[kind]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = getattr(t, auto).from_config(config)
+        model.save_pretrained(tmp_path / "model")
+        make_tokenizer(True).save_pretrained(tmp_path / "model")
+        return surface.create(str(tmp_path / "model"), LABELS, readout="head", max_length=20, **options)
+
+    @pytest.mark.parametrize("kind", TABLES)
+    @pytest.mark.parametrize("options", [{}, {"surface": LayersSurface, "pattern": "embed_positions|layer"}],
+                             ids=["full", "layers"])  # fmt: skip
+    def test_are_not_tuned_and_the_rest_is_saved(self, kind, options, tmp_path):
+        surface = self.make(kind, tmp_path, **options)
+        tables = [name for name, _ in surface.model.named_parameters() if "embed_positions" in name]
+        assert len(tables) == TABLES[kind][2]
+        assert not {*tables} & {*surface.trainable()}
+        with torch.no_grad():
+            for tensor in surface.trainable().values():
+                tensor.add_(0.1)
+        surface.save(tmp_path / "saved")
+        torch.testing.assert_close(scores(load(tmp_path / "saved")), scores(surface))
+
+    @pytest.mark.parametrize("kind", TABLES)
+    def test_alone_are_refused(self, kind, tmp_path):
+        with pytest.raises(UserError, match=r"^layers: pattern must match a tensor that is learned .* got 'embed_pos"):
+            self.make(kind, tmp_path, LayersSurface, pattern="embed_positions")
+
+    def test_tables_that_are_learned_stay(self, tmp_path):
+        folder = save(BART, tmp_path / "model")
+        assert "model.encoder.embed_positions.weight" in FullSurface.create(folder, LABELS, max_length=20).trainable()
+        for kind in ("gpt2", "roberta"):
+            assert not backbone.not_learned(t.AutoModel.from_config(CONFIGS[kind]()))
+
+    def test_weights_that_lack_are_told_all_the_same(self, tmp_path):
+        folder = save(t.MarianConfig(**SEQ2SEQ), tmp_path / "model", "AutoModelForSeq2SeqLM")
+        file = tmp_path / "model" / "model.safetensors"
+        tensors = {name: tensor for name, tensor in load_file(file).items() if "layer_norm" not in name}
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=r"must hold all weights of its model, got none for .*layer_norm"):
+            HeadSurface.create(folder, LABELS, max_length=20)

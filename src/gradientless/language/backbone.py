@@ -105,7 +105,7 @@ def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str 
     # have no place in what is saved or in the checksum.
     if any(name.startswith("pooler.") for name in missing):
         body.pooler = None
-    _require_complete(model, [name for name in missing if not name.startswith("pooler.")])
+    _require_complete(model, {name for name in missing if not name.startswith("pooler.")}, body)
     return _frozen(body, device)
 
 
@@ -129,7 +129,7 @@ def load_classifier(
     names = dict(enumerate(labels))
     config = load_config(model, num_labels=num_labels, id2label=names, label2id={name: i for i, name in names.items()})
     classifier, missing = _load_model(model, AutoModelForSequenceClassification, torch.float32, config, seed, True)
-    _require_complete(model, [name for name in missing if name not in head])
+    _require_complete(model, {name for name in missing if name not in head}, classifier)
     wanted = dtype_of(dtype)
     for name, parameter in classifier.named_parameters():
         if name not in head:
@@ -158,7 +158,7 @@ def load_language_model(
 
     kinds = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "text-to-text": AutoModelForSeq2SeqLM}
     module, missing = _load_model(model, kinds[kind], dtype_of(dtype), load_config(model))
-    _require_complete(model, missing)
+    _require_complete(model, missing, module)
     return _frozen(module, device)
 
 
@@ -359,7 +359,35 @@ def _frozen(module: nn.Module, device: str | torch.device) -> nn.Module:
     return module.eval().requires_grad_(False).to(device)
 
 
-def _require_complete(model: str, missing: Collection[str]) -> None:
+def not_learned(module: nn.Module) -> set[str]:
+    """The names of parameters that the library computes itself, such as sines of positions, or leaves out of
+    checkpoints: if they were tuned, what is loaded would be another model."""
+    found = {name for name in getattr(module, "_keys_to_ignore_on_save", None) or () if name in module.state_dict()}
+    tokens = getattr(module.config.get_text_config(), "vocab_size", None)  # type: ignore[union-attr,operator]
+    for place, table in module.named_modules():
+        if not isinstance(table, nn.Embedding) or type(table) is nn.Embedding or table.num_embeddings == tokens:
+            continue
+        first, second = (_first_values(module, table, seed) for seed in (0, 1))
+        if torch.equal(first, second) and first.min() < first.max():
+            found.add(f"{place}.weight")
+    return found
+
+
+@torch.no_grad()
+def _first_values(module: nn.Module, table: nn.Embedding, seed: int) -> Tensor:
+    """What the library fills a table of the model with by this seed; nan where it fills it with nothing."""
+    fresh = copy.deepcopy(table)
+    fresh.weight.fill_(math.nan)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module._init_weights(fresh)  # type: ignore[operator]
+    return fresh.weight
+
+
+def _require_complete(model: str, missing: Collection[str], module: nn.Module) -> None:
+    """Raises `UserError` where the checkpoint lacks what is learned."""
+    if missing:
+        missing = set(missing) - not_learned(module)
     if missing:
         first = sorted(missing)[0]
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,51 @@ def pick_device(device: str) -> str:
         have = ", ".join(name for name, there in present.items() if there)
         raise UserError(f"device: must be one that this machine has ({have}), got '{device}'")
     return device
+
+
+def reads_padding(surface: Surface, examples: Sequence[Example], kind: str) -> str | None:
+    """A line where the scores of the shortest of `examples` change when it stands beside the longest; else None."""
+    encoded = _encoded(surface, examples, kind)
+    short, long = int(encoded.lengths.argmin()), int(encoded.lengths.argmax())
+    alone, beside = _scores(surface, encoded, [short]), _scores(surface, encoded, [short, long])
+    apart = _apart(alone, beside[: len(alone)], surface.dtype)
+    return None if apart is None else f"a row's scores change with the length of those beside it, here by {apart:.2g}"
+
+
+def saved_otherwise(surface: Surface, folder: Path, examples: Sequence[Example], kind: str) -> str | None:
+    """What is wrong with the model in `folder`, where it does not give `examples` the scores of `surface`, which was
+    saved there; else None. The surface is empty afterwards, so that there is never a second copy of the model."""
+    rows, device, dtype = range(len(examples)), surface.device, surface.dtype
+    said = _scores(surface, _encoded(surface, examples, kind), rows)
+    for tensor in (*surface.parameters(), *surface.buffers()):
+        tensor.data = tensor.new_empty(0)
+    try:
+        opened = load_saved(folder, device)
+        apart = _apart(said, _scores(opened, _encoded(opened, examples, kind), rows), dtype)
+    except Exception as error:  # noqa: BLE001 (the run has ended and is saved, whatever fails here)
+        return f"cannot be opened again: {' '.join(str(error).split()) or type(error).__name__}"
+    return None if apart is None else f"gives other scores than were found when it was saved, by up to {apart:.2g}"
+
+
+def _apart(scores: Tensor, others: Tensor, dtype: torch.dtype) -> float | None:
+    """By how much scores differ, where that is more than rounding in a model of this dtype; else None."""
+    there = scores.isfinite()
+    if scores.shape != others.shape or not torch.equal(there, others.isfinite()):
+        return math.inf
+    if not there.any():
+        return None
+    apart, size = float((scores - others)[there].abs().max()), float(scores[there].abs().max())
+    return apart if apart > (1e-4 if dtype == torch.float32 else 5e-2) * max(1e-3, size) else None
+
+
+def _encoded(surface: Surface, examples: Sequence[Example], kind: str) -> Any:
+    return surface.encode_answers(examples) if kind == "generation" else surface.encode(examples)
+
+
+@torch.no_grad()
+def _scores(surface: Surface, encoded: Any, rows: Sequence[int]) -> Tensor:
+    surface.eval()
+    return surface.logits(surface.prepare(encoded.batch(np.asarray(rows)))).float().cpu()
 
 
 @torch.no_grad()

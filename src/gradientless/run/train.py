@@ -41,7 +41,9 @@ from gradientless.run.evaluation import (
     TextRows,
     load_splits,
     pick_device,
+    reads_padding,
     require_finite,
+    saved_otherwise,
     score,
     score_texts,
     score_tokens,
@@ -59,6 +61,8 @@ from gradientless.terminal import Console, Told
 PATIENCE = 10  # steps in a row whose loss is not finite, after which a run stops, as methods that skip them have it
 DIVERGING = 3  # logs in a row with a risen loss after which the run says so
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
+LOOKED_AT = 64  # rows, of which the shortest and the longest show whether padding is read
+SHOWN = 4  # rows whose scores the saved model must give again
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
 SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
 
@@ -154,6 +158,8 @@ class Run:
             line = f"from stage {before.stage.folder}: {taken}" + (f"; {line}" if line else "")
         if line:
             console.print(f"start       {line}", highlight=False)
+        if told := reads_padding(self.surface, splits.validation[:LOOKED_AT], self.kind):
+            console.print(f"padding     {told}; micro_batch_size = 1 reads rows alone", highlight=False)
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
@@ -610,6 +616,8 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     }
     if run.folder.whole is not None:
         summary["leaves"] = leaves(run.surface)
+    if wrong := saved_otherwise(run.surface, run.folder.model, run.validation[:SHOWN], run.kind):
+        run.say(f"saved       the model in {run.folder.model} {wrong}; the checkpoints hold what was found")
     run.folder.write_summary(summary)
     return summary
 

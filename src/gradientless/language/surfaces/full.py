@@ -32,7 +32,8 @@ READOUTS = ("auto", "head", "prompt")
 class Reading(ABC):
     """One way from tokens to class scores through a model that is tuned whole.
 
-    model: the module whose parameters are tuned. unused: beginnings of the names of parameters without effect.
+    model: the module whose parameters are tuned. fixed: beginnings of the names of those that are not, since they have
+    no effect, or are computed by the library (`backbone.not_learned`).
     """
 
     model: nn.Module
@@ -40,7 +41,7 @@ class Reading(ABC):
     labels: tuple[str, ...]
     max_length: int
     width: int
-    unused: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     @property
     def body(self) -> nn.Module:
@@ -76,6 +77,7 @@ class PromptReading(Reading):
         self.model, self.encoder = model, encoder
         self.tokenizer, self.labels, self.max_length = encoder.tokenizer, encoder.labels, encoder.max_length
         self.width = int(model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
+        self.fixed = tuple(backbone.not_learned(model))
 
     def encode(self, examples: Sequence[Example]) -> EncodedRows:
         return self.encoder.encode(examples)
@@ -128,8 +130,10 @@ class HeadReading(Reading):
             head.max_length,
             head.width,
         )
+        computed = backbone.not_learned(head.model)
         # The body's own pooler is no part of pooled features.
-        self.unused = () if head.kind == "library" else ("model.pooler.",)
+        own = ("model.pooler.", *(f"model.{name}" for name in computed))
+        self.fixed = tuple(computed) if head.kind == "library" else own
         self.needs_rows = head.needs_rows
 
     @property
@@ -166,7 +170,7 @@ class FullSurface(Surface):
         self.dropout = dropout
         self._products: Products | None = None
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(reading.unused))
+            parameter.requires_grad_(not name.startswith(reading.fixed))
         self.eval()
 
     @classmethod
@@ -245,7 +249,7 @@ class FullSurface(Surface):
         return self.reading.width
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Every parameter with an effect, by its name in `model`; tied ones once."""
+        """Every parameter that is learned and has an effect, by its name in `model`; tied ones once."""
         return {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
 
     def head_tensors(self) -> dict[str, nn.Parameter]:

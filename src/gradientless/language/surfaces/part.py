@@ -30,11 +30,10 @@ class BiasSurface(AdapterSurface):
         return cls(base.reading, dropout=base.dropout, options={})
 
     def insert(self) -> None:
-        unused = self.reading.unused
         found = [
             tensor
             for name, tensor in self.model.named_parameters()
-            if name.rsplit(".", 1)[-1] == "bias" and not (unused and name.startswith(unused))
+            if name.rsplit(".", 1)[-1] == "bias" and not name.startswith(self.reading.fixed)
         ]
         head = {id(tensor) for tensor in self.head_tensors().values()}
         if all(id(tensor) in head for tensor in found):
@@ -61,7 +60,7 @@ class LayersSurface(AdapterSurface):
         return cls(base.reading, dropout=base.dropout, options=options)
 
     def insert(self) -> None:
-        tensors, unused = dict(self.model.named_parameters()), self.reading.unused
+        tensors = dict(self.model.named_parameters())
         for pattern in self.options["pattern"]:
             try:
                 hits = [name for name in tensors if re.search(pattern, name)]
@@ -71,12 +70,12 @@ class LayersSurface(AdapterSurface):
                 ) from None
             if not hits:
                 raise unknown(self.owner, "pattern", pattern, sorted({n for name in tensors for n in name.split(".")}))
-            # Of the body's own pooler, where a head does without it: no score depends on it.
-            used = [name for name in hits if not (unused and name.startswith(unused))]
+            # Not of the body's own pooler, where a head does without it, nor of what the library computes.
+            used = [name for name in hits if not name.startswith(self.reading.fixed)]
             if not used:
                 raise UserError(
-                    f"{self.owner}: pattern must match a tensor that the scores depend on, got {pattern!r}, "
-                    f"which matches {hits[0]}"
+                    f"{self.owner}: pattern must match a tensor that is learned and that the scores depend on, "
+                    f"got {pattern!r}, which matches {hits[0]}"
                 )
             for name in used:
                 tensors[name].requires_grad_(True)
