@@ -14,7 +14,8 @@ from torch import nn
 
 from gradientless.errors import UserError
 from gradientless.language import backbone, seen
-from gradientless.language.surfaces import FullSurface, HeadSurface, load
+from gradientless.language.prompting import PromptEncoder
+from gradientless.language.surfaces import SURFACES, FullSurface, HeadSurface, load
 from gradientless.language.surfaces.lora import LoraSurface
 from gradientless.language.surfaces.part import LayersSurface
 from gradientless.language.surfaces.side_lora import SideLoraSurface
@@ -316,3 +317,72 @@ class TestTablesThatTheLibraryComputes:
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(UserError, match=r"must hold all weights of its model, got none for .*layer_norm"):
             HeadSurface.create(folder, LABELS, max_length=20)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+class TestTokensBeyondTheTable:
+    """Of tokenizers that were given more tokens without a row of the model's for them."""
+
+    def make(self, tmp_path, kind="llama", added=None, **more):
+        auto = "AutoModelForCausalLM" if kind in DECODERS else "AutoModelForMaskedLM"
+        config = CONFIGS[kind]()
+        config.vocab_size = 12 if kind in DECODERS else 14
+        folder = save(config, tmp_path / "model", auto, encoder=kind not in DECODERS)
+        tokenizer = t.AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens(more) if more else tokenizer.add_tokens(added)
+        assert len(tokenizer) == config.vocab_size + 1
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "roberta"])
+    def test_padding_is_masked_so_any_other_will_do(self, kind, tmp_path):
+        folder = self.make(tmp_path, kind, pad_token="[more]")
+        surface = HeadSurface.create(folder, LABELS, max_length=20)
+        alone = surface.encode(EXAMPLES).batch([0])
+        both = surface.encode(EXAMPLES).batch([0, 1])
+        assert both["input_ids"].max() < 14
+        torch.testing.assert_close(surface.features(both)[:1], surface.features(alone), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("surface", ["head", "full", "prompt", "lst"])
+    @pytest.mark.parametrize("kind", ["llama", "bert"])
+    def test_in_a_text_are_refused(self, surface, kind, tmp_path):
+        folder = self.make(tmp_path, kind, added="superb")
+        options = {"readout": "head"} if surface in ("full", "lst") else {}
+        if surface == "prompt" and kind == "bert":
+            surface, options = "full", {"readout": "head"}
+        elif surface == "prompt":
+            surface, options = "full", {"prompt": PROMPT}
+        made = SURFACES[surface].create(folder, LABELS, max_length=20, **options)
+        assert scores(made).shape == (5, 2)
+        with pytest.raises(UserError, match=r"^model: must have a row for every token .* token 1[24] \('superb'\)$"):
+            made.encode([*EXAMPLES, Example("a superb film", 1)])
+
+    def test_as_label_words_are_refused(self, tmp_path):
+        folder = self.make(tmp_path, added="superb")
+        prompt = Prompt("{text} the film was", {"bad": " bad", "good": " superb"})
+        with pytest.raises(UserError, match=r"^model: must have a row .* got 12 rows and token 12 \('superb'\)$"):
+            FullSurface.create(folder, LABELS, prompt=prompt, max_length=20)
+
+    def test_as_masks_are_refused(self, tmp_path):
+        folder = self.make(tmp_path, "bert", mask_token="[MASK]")
+        prompt = Prompt("{text} film {mask}", {"bad": "bad", "good": "good"})
+        with pytest.raises(UserError, match=r"^model: must have a row .* got 14 rows and token 14 \('\[MASK\]'\)$"):
+            FullSurface.create(folder, LABELS, prompt=prompt, max_length=20)
+
+
+@pytest.mark.parametrize("text", ["日本語" * 30, "Straße der Grüße " * 12, "ab😀" * 40, "plain " * 40])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_are_cut_by_tokens_where_a_character_has_several(text, side):
+    tokenizer = t.ByT5Tokenizer()
+    encoder = PromptEncoder(
+        tokenizer, Prompt("Review: {text}\nSentiment:", {"bad": "a", "good": "b"}), LABELS, "text-to-text", 60,
+        start=0, truncation=side,
+    )  # fmt: skip
+    encoded = encoder.encode([Example(text, 1), Example("short", 0)])
+    ids = encoded.batch([0])["input_ids"][0]
+    assert 57 <= len(ids) <= 60, "no more goes than must, and no part of a character stays"
+    said = tokenizer.decode(ids, skip_special_tokens=True).removeprefix("Review: ").removesuffix("\nSentiment:")
+    assert said == (text[: len(said)] if side == "right" else text[len(text) - len(said) :])
+    assert encoded.cut == 1

@@ -69,7 +69,8 @@ def resolve(model: str) -> str:
 def load_tokenizer(model: str, max_length: int) -> Any:
     """The tokenizer of `model`, set to pad and cut at the right and to cut at `max_length` tokens.
 
-    A tokenizer without a padding token (GPT-2, Llama) pads with its end token; the mask hides it either way.
+    A tokenizer without a padding token (GPT-2, Llama), or with one that the model has no row for, pads with its end
+    token or another; the mask hides it either way.
     """
     from transformers import AutoTokenizer
 
@@ -80,6 +81,13 @@ def load_tokenizer(model: str, max_length: int) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise UserError(f"model: the tokenizer of '{model}' must have a padding, end or unknown token, got none")
+    config = load_config(model)
+    known = known_tokens(config)
+    if known is not None and tokenizer.pad_token_id >= known:  # added without a row; a mask hides any other as well
+        own = getattr(config.get_text_config(), "pad_token_id", None)
+        fills = (own, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
+        fill = next(token for token in fills if token is not None and 0 <= token < known)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
     special = tokenizer.num_special_tokens_to_add()
     if max_length <= special:
         raise UserError(f"model: max_length must be > {special}, the special tokens of '{model}', got {max_length}")
@@ -87,6 +95,11 @@ def load_tokenizer(model: str, max_length: int) -> Any:
     # Prompts are tokenized whole and cut afterwards, which is told: the library's own warning would speak of an error.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def known_tokens(config: Any) -> int | None:
+    """The tokens that the model has rows for; None where its configuration counts none."""
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def sentinels(tokenizer: Any) -> list[int]:
@@ -363,7 +376,7 @@ def not_learned(module: nn.Module) -> set[str]:
     """The names of parameters that the library computes itself, such as sines of positions, or leaves out of
     checkpoints: if they were tuned, what is loaded would be another model."""
     found = {name for name in getattr(module, "_keys_to_ignore_on_save", None) or () if name in module.state_dict()}
-    tokens = getattr(module.config.get_text_config(), "vocab_size", None)  # type: ignore[union-attr,operator]
+    tokens = known_tokens(module.config)
     for place, table in module.named_modules():
         if not isinstance(table, nn.Embedding) or type(table) is nn.Embedding or table.num_embeddings == tokens:
             continue

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language.encodings import Ragged, encoded
+from gradientless.language.encodings import Ragged, encoded, require_known
 from gradientless.language.tables import SUFFIXES, Row, Table, read_table
 from gradientless.language.tasks.base import Example, Splits
 
@@ -222,10 +222,11 @@ class Encoded:
     """The token ids of one split, made once.
 
     labels: int64 [N]. lengths: int64 [N], tokens of each row. max_length: the longest a row may be (texts are cut).
-    wholes: see `EncodedRows`. fingerprint: sha256 of ids, segment ids, labels and max_length, in hex.
+    known: the tokens that the model has rows for, where it counts them; another raises `UserError`. wholes: see
+    `EncodedRows`. fingerprint: sha256 of ids, segment ids, labels and max_length, in hex.
     """
 
-    def __init__(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
+    def __init__(self, tokenizer: Any, examples: Sequence[Example], max_length: int, known: int | None = None) -> None:
         if not examples:
             raise UserError("data: a split must have at least one row, got none")
         pairs = [example.text_pair for example in examples]
@@ -247,6 +248,7 @@ class Encoded:
             return [coded["input_ids"], [[n] for n in wholes], *([coded["token_type_ids"]] if segmented else [])]
 
         ids, wholes, *segments = encoded(examples, 2 + segmented, code, tokenizer, (max_length,))
+        require_known(tokenizer, known, ids.values)
         self.max_length = max_length
         self.labels: Tensor = torch.tensor([example.label for example in examples], dtype=torch.int64)
         self._ids: Sequence[np.ndarray] = ids
@@ -309,9 +311,16 @@ class EncodedTexts(Encoded):
     """
 
     def __init__(
-        self, tokenizer: Any, examples: Sequence[Example], max_length: int, mask: int | None, seed: int
+        self,
+        tokenizer: Any,
+        examples: Sequence[Example],
+        max_length: int,
+        mask: int | None,
+        seed: int,
+        known: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, examples, max_length)
+        super().__init__(tokenizer, examples, max_length, known)
+        require_known(tokenizer, known, [] if mask is None else [mask])
         self._mask, self._seed = mask, seed
         special = np.array(tokenizer.all_special_ids)
         said = [np.flatnonzero(~np.isin(row, special)) if mask is not None else np.arange(len(row) - 1)
@@ -383,8 +392,9 @@ class EncodedSpans(EncodedTexts):
         start: int,
         end: int,
         seed: int,
+        known: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, examples, max_length, sentinels[0], seed)
+        super().__init__(tokenizer, examples, max_length, sentinels[0], seed, known)
         self._said = [np.arange(places[0], places[-1] + 1) for places in self._said]  # unknown tokens among them too
         self._sentinels, self._start, self._end = np.asarray(sentinels, dtype=np.int64), start, end
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from gradientless.errors import UserError
 from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
 from gradientless.language.tasks.base import Example
@@ -42,6 +43,17 @@ class Ragged(Sequence["np.ndarray[Any, Any]"]):
             raise IndexError(row)
         end = self._ends[row]
         return self.values[end - self.lengths[row] : end]
+
+
+def require_known(tokenizer: Any, known: int | None, ids: np.ndarray[Any, Any] | Sequence[int]) -> None:
+    """Raises `UserError` for a token that the model has no row for. known: its rows; None where it counts none."""
+    largest = int(max(ids, default=0)) if isinstance(ids, Sequence) else int(ids.max(initial=0))
+    if known is not None and largest >= known:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"model: must have a row for every token of its tokenizer that is used, got {known:,} rows and token "
+            f"{largest:,} ({token!r})"
+        )
 
 
 Columns = Sequence[Sequence[Sequence[int]]]  # for each column, for each row, its numbers

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError, unknown
-from gradientless.language.encodings import Ragged, encoded
+from gradientless.language.encodings import Ragged, encoded, require_known
 from gradientless.language.tasks.base import SLOTS, Example, Prompt
 
 SIDES = ("right", "left")
@@ -86,10 +86,12 @@ class PromptEncoder:
     family: "causal", "masked" or "text-to-text". labels: label names by class index; the prompt must have a word for
     each. None where every row has choices or answers of its own. max_length: the most tokens of a row, those of the
     label word, choice or answer included. truncation: the side on which a text is cut. padding: the side on which
-    shorter rows of a batch are filled. start: what the decoder of a text-to-text model
-    begins with. max_new_tokens: of a generated answer. words: the label words, None without labels.
+    shorter rows of a batch are filled. start: what the decoder of a text-to-text model begins with. max_new_tokens: of
+    a generated answer. known: the tokens that the model has rows for, where it counts them. words: the label words,
+    None without labels.
 
-    Raises `UserError` for a template that does not fit the family and for label words that cannot be told apart.
+    Raises `UserError` for a template that does not fit the family, for label words that cannot be told apart and for
+    tokens that are not known.
     """
 
     def __init__(
@@ -104,13 +106,14 @@ class PromptEncoder:
         padding: str = "right",
         start: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        known: int | None = None,
     ) -> None:
         for what, side in (("truncation", truncation), ("padding", padding)):
             if side not in SIDES:
                 raise unknown("prompt", what, side, SIDES)
         self.tokenizer, self.prompt, self.labels, self.family = tokenizer, prompt, tuple(labels), family
         self.max_length, self.truncation, self.padding = max_length, truncation, padding
-        self._start, self.max_new_tokens = start, max_new_tokens
+        self._start, self.max_new_tokens, self._known = start, max_new_tokens, known
         self._front, self._back, self._joint = _sides(prompt, family)
         if prompt.words and not labels:
             raise UserError("prompt: words must stay away where rows have choices or answers of their own, got some")
@@ -157,6 +160,7 @@ class PromptEncoder:
             padding=self.padding,
             start=self._start,
             max_new_tokens=self.max_new_tokens,
+            known=self._known,
         )
 
     def blank(self) -> Example:
@@ -219,6 +223,8 @@ class PromptEncoder:
         room_of = hashlib.sha256(np.asarray(more, dtype=np.int64).tobytes()).hexdigest()
         settings = (self.family, self.prompt, self.max_length, self.truncation, behind, room_of)
         fronts, backs, wholes = encoded(examples, 3, code, self.tokenizer, settings)
+        for column in (fronts, backs):
+            require_known(self.tokenizer, self._known, column.values)
         return fronts, backs, wholes.values.astype(np.int64)
 
     @cached_property
@@ -277,6 +283,7 @@ class PromptEncoder:
             mask = self.tokenizer.mask_token_id
             if mask is None:
                 raise UserError("prompt: a masked prompt needs a tokenizer with a mask token, got none")
+            require_known(self.tokenizer, self._known, [mask])
             lengths = sorted({len(word) for word in words})
             return LabelWords.of(words, [(mask,) * n for n in lengths], [lengths.index(len(w)) for w in words], mean)
         # A word is read behind its own beginning; words that share one share the row.
@@ -326,6 +333,7 @@ class PromptEncoder:
                 )
             if not ids or (what == "label word" and self.tokenizer.unk_token_id in ids):
                 raise UserError(f"prompt: the {what} {text!r} must map to known tokens, got none")
+            require_known(self.tokenizer, self._known, ids)
             found.append(ids)
         return found
 
@@ -351,9 +359,12 @@ class PromptEncoder:
                     )
 
     def _ends(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of `text` begins and ends in it (each character, for a tokenizer that does not say)."""
+        """Where each token of `text` begins and ends in it; of a tokenizer that does not say, those of each character
+        by itself (its bytes, or more than it has in the text)."""
         if not self.tokenizer.is_fast:
-            return [(i, i + 1) for i in range(len(text))]
+            distinct = sorted(set(text))
+            counts = {each: max(1, len(ids)) for each, ids in zip(distinct, self._ids(distinct), strict=True)}
+            return [(i, i + 1) for i, each in enumerate(text) for _ in range(counts[each])]
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [(begin, end) for begin, end in coded["offset_mapping"] if end > begin]
 

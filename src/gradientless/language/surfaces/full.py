@@ -415,6 +415,7 @@ def prompt_encoder(
         padding=padding,
         start=getattr(config, "decoder_start_token_id", None),
         max_new_tokens=max_new_tokens,
+        known=backbone.known_tokens(config),
     )
 
 

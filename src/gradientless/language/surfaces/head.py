@@ -393,7 +393,7 @@ class HeadSurface(Surface):
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Rows as token ids: their texts and nothing else."""
-        return Encoded(self.tokenizer, examples, self.max_length)
+        return Encoded(self.tokenizer, examples, self.max_length, backbone.known_tokens(self._body().config))
 
     def repeated(self, prepared: Prepared, times: int) -> Prepared:
         return Prepared(prepared.features.repeat(times, 1))

@@ -330,22 +330,23 @@ class LstSurface(Surface):
             return self.encoder.encode(examples)
         if self.says_tokens:
             return self._encoded_texts(examples)
-        return Encoded(self.tokenizer, examples, self.max_length)
+        return Encoded(self.tokenizer, examples, self.max_length, backbone.known_tokens(self._config))
 
     def _encoded_texts(self, examples: Sequence[Example]) -> EncodedTexts:
         """Rows for language modelling as the model's family was pretrained."""
         tokenizer, family, seed = self.tokenizer, backbone.family(self._config), self.options.seed
+        known = backbone.known_tokens(self._config)
         if family == "text-to-text":
             sentinels = backbone.sentinels(tokenizer)
             if len(sentinels) < 2:
                 got = len(sentinels) or "none"
                 raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with sentinel tokens, got {got}")
             start, end = int(self._config.decoder_start_token_id), int(self._config.eos_token_id)
-            return EncodedSpans(tokenizer, examples, self.max_length, sentinels, start, end, seed)
+            return EncodedSpans(tokenizer, examples, self.max_length, sentinels, start, end, seed, known)
         if family == "masked" and tokenizer.mask_token_id is None:
             raise UserError(f"{self.owner}: readout 'tokens' needs a tokenizer with a mask token, got none")
         mask = tokenizer.mask_token_id if family == "masked" else None
-        return EncodedTexts(tokenizer, examples, self.max_length, mask, seed)
+        return EncodedTexts(tokenizer, examples, self.max_length, mask, seed, known)
 
     def encode_answers(self, examples: Sequence[Example]) -> EncodedAnswers:
         return super().encode_answers(examples) if self.encoder is None else self.encoder.encode_answers(examples)
