@@ -269,9 +269,11 @@ class TestResume:
         assert run([*arguments, "--model", other]) == 0
         log.write_bytes((tmp_path / "second" / "trajectory.bin").read_bytes())
         (line,) = refused([*command(), "--resume"])
-        assert line == f"trajectory: {log} must belong to this base model, got the log of another base"
+        model = command()[command().index("--model") + 1]
+        told = f"the configuration must be what the run began with, got model: '{model}' here, '{other}' there"
+        assert line == f"--resume: {told}"
         (line,) = refused(["replay", str(stopped)])
-        assert line.startswith("replay: the base model must be the one that the run started from, got another: ")
+        assert line == f"replay: {told}"
         log.write_bytes(kept)
         (line,) = refused(["replay", str(stopped), "--base", other])
         assert line == f"replay: the base model must be the one that the run started from, got another: {other}"
@@ -311,8 +313,8 @@ class TestResume:
         assert told.returncode == 0, told.stderr
         lines = [line for line in told.stderr.splitlines() if "torn" in line]
         assert lines == [
-            "metrics.jsonl: the last line was torn and is left out (line 7)",
             f"trajectory: {log}: the torn record of step 20 was cut off",
+            "metrics.jsonl: the last line was torn and is left out (line 7)",
         ]
         assert "Warning" not in told.stderr
         assert tiny_run.outcome(stopped) == expected

@@ -336,7 +336,7 @@ def test_a_run_is_not_resumed_on_other_rows(length, models, tmp_path, monkeypatc
     capsys.readouterr()
     assert gradientless("train", "--out", str(tmp_path / "run"), "--resume") == 2
     last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
-    assert last.endswith("trajectory.bin must be of 144 rows, as the data has it now, got 72")
+    assert last.startswith("--resume: the rows must be those that the run began with")
 
 
 def test_dropout_of_injected_passes_comes_from_the_seed(train):
@@ -493,7 +493,8 @@ def test_a_function_of_ones_own(optimizer, train, own):
     runs = [train(*more, setting, name=name, steps=4)[1] for name, setting in settings.items()]
     assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-4)
     if optimizer == "mezo":
-        assert (runs[1] / "trajectory.bin").read_bytes() == (runs[0] / "trajectory.bin").read_bytes()
+        logs = [Trajectory.open(run / "trajectory.bin") for run in runs]
+        assert list(logs[0]) == list(logs[1]) and len(logs[0]) == 4
 
 
 @pytest.mark.parametrize("loss", ["accuracy", "f1", "number"])

@@ -173,7 +173,7 @@ def test_a_start_that_rows_decide(command, tmp_path, rows, capsys):
     table.write_text("\n".join(lines), "utf-8")
     assert gradientless("replay", str(tmp_path / "lst")) == 2
     line = capsys.readouterr().err.rstrip("\n")
-    assert line.startswith("replay: the base model and the rows must be those that the run started from, got another")
+    assert line.startswith("replay: the rows must be those that the run began with")
 
 
 @pytest.mark.parametrize("surface", SURFACES)

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from gradientless import cli
 from gradientless.language.surfaces import HeadSurface
 from gradientless.run.evaluation import load_surface, logits_of
 from gradientless.run.predict import predict_texts
-from gradientless.run.train import Run
+from gradientless.run.sealed import sealed, unsealed
+from gradientless.run.train import Run, Stopped
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 
 MAJORITY = 0.6
@@ -141,6 +144,51 @@ class TestARun:
         assert replay.startswith("replay ") and replay.endswith(f"gradientless replay {run}")
         assert plot.endswith(str(run / "plot.png"))
         assert "forward passes 1,262" in " ".join(told.out.split())
+
+    @pytest.mark.parametrize("done", [0, 300])
+    def test_expected_minutes_and_memory_are_those_of_its_steps(self, done, model, rows, tmp_path, monkeypatch, capsys):
+        """Of steps that take a fifth of a second and 96 MiB; done: steps that a resumed run has behind it."""
+        held = 96
+
+        def rehearse(run, objective):
+            taken = torch.ones(held << 18)
+            time.sleep(0.2)
+            return int(taken[0]) * 21
+
+        def stop(run, *_):
+            raise Stopped(run.done.step)
+
+        def begin(run, *_):
+            run.done.step = done
+            return []
+
+        monkeypatch.setattr(Run, "rehearse", rehearse)
+        monkeypatch.setattr(Run, "open_trajectory", begin)
+        monkeypatch.setattr(Run, "loop", stop)
+        assert gradientless(*tiny_run.arguments(model, rows, tmp_path / "run", *GLD, steps=600)) == cli.STOPPED
+        said = " ".join(capsys.readouterr().err.split())
+        found = re.search(
+            r"expected ([\d,]+) forward passes in 600 steps, about ([\d.]+) minutes, (\d+) MiB above", said
+        )
+        assert found is not None and found[1] == "12,602"
+        assert 2 * (1 - done / 600) <= float(found[2]) + 0.05 <= 6 * (1 - done / 600)
+        assert held <= int(found[3]) < held + 200
+
+    def test_the_peak_is_that_of_what_its_steps_held(self, train, monkeypatch):
+        step, held = Run.step, 64
+
+        def heavy(self, t, logged):
+            taken = torch.ones(held << 18)
+            return step(self, t, logged) * float(taken[0])
+
+        monkeypatch.setattr(Run, "step", heavy)
+        summary = summary_of(train("heavy", *GLD, steps=4))
+        assert (
+            summary["peak_memory_mib"]
+            >= summary["step_peak_memory_mib"]
+            >= held
+            > summary["start_peak_memory_mib"] - 32
+        )
 
     def test_the_best_weights_are_kept_not_the_last(self, train, monkeypatch, capsys):
         evaluate = Run.evaluate
@@ -277,6 +325,20 @@ class TestMethods:
             train("without", *GLD, steps=4)
             train("adamw", *ADAMW, "surface.dropout=0.5", steps=4, optimizer="adamw")
 
+    @pytest.mark.parametrize("name", ["sgd", "adamw", "gld", "mezo"])
+    @pytest.mark.filterwarnings("ignore:.*the loss at one point must not change")
+    def test_dropout_acts_in_the_steps_of_every_method_and_in_no_evaluation(self, name, train):
+        options = ("optimizer.evaluator=snapshot",) if name in OPTIMIZERS else ()
+        rate = ("optimizer.radius=1e-9",) if name == "gld" else ("optimizer.lr=1e-9",)  # weights stay where they are
+        runs = [
+            train(f"{i}", *options, *rate, f"surface.dropout={dropout}", "log_every=1", steps=6, optimizer=name)
+            for i, dropout in enumerate((0.0, 0.6, 0.6))
+        ]
+        without, one, again = ([each["loss"] for each in metrics_of(run, "train")] for run in runs)
+        assert one == again and all(abs(a - b) > 1e-5 for a, b in zip(without, one, strict=True))
+        evaluated = [metrics_of(run, "validation")[-1]["loss"] for run in runs]
+        assert evaluated == pytest.approx([evaluated[0]] * 3, abs=1e-6)
+
     def test_a_warning_is_one_line_without_its_place_in_the_code(self, train, monkeypatch, capsys):
         def show(message, category, filename, lineno, file=None, line=None):
             sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
@@ -315,11 +377,11 @@ class TestStopAndResume:
         )
         assert not (tmp_path / "stopped" / "model").exists()
         (state,) = (tmp_path / "stopped").glob("checkpoint-*/state.json")
-        record = json.loads(state.read_text("utf-8"))
+        record = unsealed(json.loads(state.read_text("utf-8")), state)
         progress = record["state"]["progress"]
         assert progress["seconds"] > 0 and set(progress["peaks"]) == {"start", "step", "evaluation"}
         progress["peaks"]["step"], progress["seconds"] = 1e6, 1000.0  # as if it had taken so much until then
-        state.write_text(json.dumps(record), "utf-8")
+        state.write_text(json.dumps(sealed(record)), "utf-8")
         monkeypatch.setattr(Run, "step", step)
         assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
         assert "resuming from step 25" in " ".join(capsys.readouterr().err.split())

@@ -66,6 +66,7 @@ def evaluate(
     model_folder(run)  # before the data, which may take a while
     folder = RunFolder(run)
     if folder.holds_run():
+        folder.read_config()  # refuses one that was changed
         config = RunConfig.load(folder.config, (), flags)
     elif task is None and data is None:
         raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
@@ -148,7 +149,7 @@ def predict(
         # Whoever reads a pipe or a file wants the texts as they were.
         sys.stdout.write(plain(answer) if sys.stdout.isatty() else answer)
         return
-    from gradientless.run.runfolder import write_atomically
+    from gradientless.run.sealed import write_atomically
 
     try:
         write_atomically(out, answer.encode())

@@ -94,6 +94,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was stopped or killed.", rich_help_panel=MACHINE)
     ] = False,
+    other_code: Annotated[
+        bool,
+        typer.Option(
+            "--other-code",
+            help="With --resume: go on with other code than the run began with, such as another version.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Fetch starter files without asking.", rich_help_panel=MACHINE)
     ] = False,
@@ -164,7 +172,7 @@ def train(
         from gradientless.terminal import Console
 
         try:
-            summary = train_run(config, folder, resume)
+            summary = train_run(config, folder, resume, other_code=other_code)
         except Stopped as stopped:
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
             say_on_stderr(f"stopped, with everything saved at {stopped.where}; continue with: {command}")
@@ -197,7 +205,6 @@ def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, 
 
     named: whether anything says which run is meant; then `resume` also starts it, for scripts that are started again.
     """
-    from gradientless.run.config import RunConfig
     from gradientless.run.runfolder import RunFolder, free_name, newest_of_name
 
     if config.out is not None:
@@ -212,7 +219,7 @@ def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, 
     if resume and fresh and not named:
         raise UserError(f"--resume: must find a run to continue, got none in '{place}'; name it with --out")
     if resume and not fresh:
-        stored = RunConfig.load(folder.config)
+        stored = folder.read_config()
         if lines := config.differences(stored):
             raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
     folder = RunFolder.create(place, config.toml(), resume)

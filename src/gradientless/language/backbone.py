@@ -343,6 +343,25 @@ def checksum(module: nn.Module, exclude: Collection[str] = ()) -> str:
     return digest.hexdigest()
 
 
+_NO_SETTING = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
+
+
+def settings(module: nn.Module) -> str:
+    """sha256 of the configurations of the models in `module`: what their weights do not tell, such as an activation."""
+    from transformers import PreTrainedConfig
+
+    configs = {id(each.config): each.config for each in module.modules() if hasattr(each, "config")}
+    found = [config.to_diff_dict() for config in configs.values() if isinstance(config, PreTrainedConfig)]
+    told = sorted(json.dumps(_without(each, _NO_SETTING), sort_keys=True, default=str) for each in found)
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()
+
+
+def _without(values: Any, keys: Collection[str]) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {str(key): _without(value, keys) for key, value in values.items() if key not in keys}
+
+
 def _dequantise(file: Path, folder: Path) -> None:
     """Write the language model of a GGUF file into `folder` as float32 safetensors, with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

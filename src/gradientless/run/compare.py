@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,14 @@ from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.language.splits import held_out
 from gradientless.language.tasks import Splits
 from gradientless.run.assemble import PASSES_OF_FIRST_ORDER
-from gradientless.run.config import NOT_RESULTS, RunConfig
+from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import evaluate_folder, load_splits
 from gradientless.run.layers import parse_value, shown
 from gradientless.run.memory import give_back
 from gradientless.run.named import is_own
 from gradientless.run.report import Column, markdown_table, percent, table_cells
-from gradientless.run.runfolder import RunFolder, write_atomically, write_json
+from gradientless.run.runfolder import RunFolder
+from gradientless.run.sealed import read_sealed, write_atomically, write_json, write_sealed
 from gradientless.run.train import train
 from gradientless.run.untuned import WAYS
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
@@ -247,7 +247,7 @@ def compare(
                 same = last is not None and not method.tunes and not WAYS[method.name].seeded and last[0] == splits
                 result = last[1] if last is not None and same else _measured(method, config, splits, out, console)
                 kept = {"method": method.name, "options": dict(method.options), **result}
-                write_json(_record(method, config, out), {**kept, "config": _results_of(config)})
+                write_sealed(_record(method, config, out), {**kept, "config": config.decisive()})
             last = splits, {key: kept[key] for key in kept if key not in ("method", "options", "config")}
             results[method.label].append({"seed": config.seed, **last[1]})
             said = f"accuracy {percent(kept['metrics']['accuracy'])}  F1 {percent(kept['metrics']['f1'])}"
@@ -278,16 +278,11 @@ def _record(method: Method, config: RunConfig, out: Path) -> Path:
     return place.with_name(f"{place.name}.json")
 
 
-def _results_of(config: RunConfig) -> dict[str, Any]:
-    """What of a configuration decides its results."""
-    return {key: value for key, value in config.resolved().items() if key not in NOT_RESULTS}
-
-
 def _kept(method: Method, config: RunConfig, out: Path) -> dict[str, Any] | None:
     """The result that `out` holds already. Raises UserError when it is another configuration's."""
     file = _record(method, config, out)
     try:
-        kept: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        kept = read_sealed(file)
         other = RunConfig.model_validate(kept["config"])
         named, options = kept["method"], kept["options"]
     except FileNotFoundError:
@@ -343,7 +338,7 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
     folder = RunFolder(method.place(out, config.seed))
     fresh = not folder.holds_run()
     if not fresh:
-        _agree(method, config, config.differences(RunConfig.load(folder.config)))
+        _agree(method, config, config.differences(folder.read_config()))
     folder = RunFolder.create(folder.path, config.toml(), resume=True)
     try:
         summary = train(config, folder, resume=not fresh, console=console)

@@ -557,6 +557,10 @@ class RunConfig(_Section):
         """As plain data, defaults filled in, without what is None (TOML has no null)."""
         return _without_none(self.model_dump(mode="json"))
 
+    def decisive(self) -> dict[str, Any]:
+        """What of it decides results: as `resolved`, without where and how they are computed."""
+        return {key: value for key, value in self.resolved().items() if key not in NOT_RESULTS}
+
     def toml(self) -> str:
         """As TOML, without `out`, so that a run folder may move; `load` of it gives an equal configuration."""
         return tomli_w.dumps({key: value for key, value in self.resolved().items() if key != "out"})

@@ -266,6 +266,7 @@ class TextRows:
         self._scored: Any = surface.encode(examples) if kind == "choice" else surface.encode_answers(examples)
         self._asked = None if kind == "choice" else surface.encode_questions(examples)
         self.max_length: int = self._scored.max_length
+        self.fingerprint = "\0".join(each.fingerprint for each in (self._scored, self._asked) if each is not None)
         self.wholes: np.ndarray = self._scored.wholes
         if self._asked is not None:
             self.wholes = np.maximum(self.wholes, self._asked.wholes)

@@ -95,11 +95,10 @@ def read_rows(run_or_model: str | Path, file: str | Path) -> list[Example]:
     from gradientless.language.tables import read_table
     from gradientless.language.tasks import Example, find_task
     from gradientless.language.tasks.records import RecordTask
-    from gradientless.run.config import RunConfig
     from gradientless.run.runfolder import RunFolder
 
     folder, path = RunFolder(Path(run_or_model)), Path(file)
-    name = RunConfig.load(folder.config).task if folder.holds_run() else None
+    name = folder.read_config().task if folder.holds_run() else None
     task = None if name is None else find_task(name)
     if isinstance(task, RecordTask):
         return task.rows(path)

@@ -20,6 +20,7 @@ from gradientless.language.surfaces.saved import HEAD_FILE
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import load_splits, load_surface, require_finite
+from gradientless.run.origin import Origin, code_of, data_of, differing
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
 from gradientless.search.optim import ForwardOptimizer
@@ -47,12 +48,12 @@ def replay_run(
     no log of losses, is taken as it stands. Raises UserError.
     """
     folder = RunFolder.open(run)
-    config = RunConfig.load(folder.config)
+    config = folder.read_config()
     if config.stages:
         return _replay_stages(folder, config, base, out, progress)
     if folder.whole is None:
         return _replay(folder, config, base, out, progress, None)
-    stages = RunConfig.load(folder.whole.config).staged
+    stages = folder.whole.read_config().staged
     stage = next(stage for stage in stages if stage.folder == folder.path.absolute().name)
     return _replay(folder, stage.config, base, out, progress, before(folder.whole, stages, stage, base))
 
@@ -103,11 +104,17 @@ def _replay(
             "no log of losses and start again from their checkpoint: gradientless train --resume"
         )
     log = Trajectory.read(folder.trajectory)
-    surface = make_surface(config, _labels(folder, config), "cpu", base if behind is None else behind.model)
+    then = log.header.get("origin", {})
+    origin = Origin([then], "replay", other_code=True, say=lambda _: None)
+    origin.state("config", config.decisive())
+    labels = then["labels"] if "labels" in then else _labels(folder, config)
+    surface = make_surface(config, tuple(labels), "cpu", base if behind is None else behind.model)
     parts = [] if behind is None else behind.give(surface)
     needs_rows = surface.needs_rows and "side" not in parts
     if needs_rows:
-        surface.begin(surface.encode(load_splits(config).train))
+        splits = load_splits(config)
+        origin.state("data", data_of(splits))
+        surface.begin(surface.encode(splits.train))
     if log.header.get("base") != base_checksum(surface):
         what = "base model and the rows must be those" if needs_rows else "base model must be the one"
         raise UserError(f"replay: the {what} that the run started from, got another: {base or config.model}")
@@ -121,6 +128,8 @@ def _replay(
             f"replay: {folder.trajectory} must hold the {steps:,} steps of the run's weights, got {len(log):,}; was it "
             "shortened?"
         )
+    if summary.get("trajectory", log.check(len(log))) != log.check(len(log)):
+        raise UserError("replay: the log must hold what the run wrote, got a changed file; its check sum differs")
     early = summary.get("scheduled_steps", config.steps or len(log))  # the first logs did not say
     total = int(log.header.get("scheduled_steps", early))
     optimizer.predicted_lr = make_rates(config, optimizer, surface, total)
@@ -138,12 +147,17 @@ def _replay(
         seconds += f" (the run took {summary['seconds'] * steps / max(1, summary['steps']):.1f} for these steps)"
     result: dict[str, Any] = {"steps": f"{steps:,} of {len(log):,}"}
     kept = folder.load_checkpoint(BEST)
-    if kept is not None and kept[2] == steps:
+    if kept is None or kept[2] != steps:
+        result["bit-equal to the run"] = f"not known: the run holds no {BEST}-{steps}"
+    else:
         equal = all(torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items())
         result["bit-equal to the run"] = "yes" if equal else "NO"
         if not equal:
             warnings.warn("replay: the weights differ from the run's; another version of torch or numpy?", stacklevel=2)
     noise = str({**optimizer_options(config.optimizer.name)[0], **config.optimizer.arguments}.get("noise", "gaussian"))
+    code = code_of(config)
+    if then.get("code", code) != code:
+        result["code"] = f"other than the run's: {differing(then['code'], code)}"
     result["log"] = f"{folder.trajectory.stat().st_size:,} bytes"
     result["seconds"] = seconds
     result["noise"] = f"{noise}: {BIT_EXACT.get(noise, 'of your own')}"

@@ -30,11 +30,9 @@ A run of several stages has a config.toml, model/, summary.json and plot.png of 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import os
 import platform
 import re
@@ -44,14 +42,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
+from gradientless.run.sealed import (
+    finite,
+    is_temporary,
+    read_sealed,
+    require_toml,
+    sealed,
+    sealed_toml,
+    sha256_of,
+    swap,
+    sync,
+    temporary_name,
+    unsealed,
+    write_atomically,
+    write_json,
+    write_sealed,
+)
 from gradientless.terminal import say_on_stderr
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
+    from gradientless.run.config import RunConfig
+
 CHECKPOINT, BEST = "checkpoint", "best"
-FORMAT = 1
+FORMAT = 2  # the first one had no checksum of state.json itself
 PACKAGES = ("gradientless", "torch", "numpy", "numba", "scipy", "transformers", "tokenizers", "safetensors", "datasets")
 
 
@@ -91,10 +107,10 @@ class RunFolder:
         folder = cls(Path(path), say)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            probe = _temporary(folder.path / "probe")
+            probe = temporary_name(folder.path / "probe")
             probe.touch()
             probe.unlink()
-            present = sorted(entry.name for entry in folder.path.iterdir() if not _is_temporary(entry.name))
+            present = sorted(entry.name for entry in folder.path.iterdir() if not is_temporary(entry.name))
         except OSError as error:
             raise UserError(f"out: must be a folder that can be written, got '{path}' ({error.strerror})") from None
         if folder.holds_run():
@@ -119,7 +135,14 @@ class RunFolder:
         return folder
 
     def write_config(self, config_toml: str) -> None:
-        write_atomically(self.config, config_toml.encode())
+        write_atomically(self.config, sealed_toml(config_toml).encode())
+
+    def read_config(self) -> RunConfig:
+        """The run's configuration. Raises UserError for a file that is not as the run wrote it."""
+        from gradientless.run.config import RunConfig
+
+        require_toml(self.config)
+        return RunConfig.load(self.config)
 
     def holds_run(self) -> bool:
         return self.config.is_file()
@@ -179,6 +202,17 @@ class RunFolder:
                 kept = [record for record in _read_lines(log, self.say) if record["step"] <= step]
                 write_atomically(log, b"".join(map(_line, kept)))
 
+    def log_sums(self) -> dict[str, str]:
+        """Checksums of metrics.jsonl and timings.jsonl as they stand, by name."""
+        return {log.name: sha256_of(log) for log in (self.metrics, self.timings) if log.exists()}
+
+    def require_logs(self, sums: Mapping[str, str]) -> None:
+        """Raises UserError for a log that is not as it was when `log_sums` gave `sums`."""
+        for name, wanted in sums.items():
+            log = self.path / name
+            if not log.exists() or sha256_of(log) != wanted:
+                raise UserError(f"run: {name} must hold what the run wrote, got a changed file in '{self.path}'")
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl; a torn last line is left out, with a word."""
         return _read_lines(self.metrics, self.say) if self.metrics.exists() else []
@@ -215,21 +249,19 @@ class RunFolder:
         write_json(self.environment, record)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.summary, summary)
+        write_sealed(self.summary, summary)
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json. Raises UserError when the run has not ended, or the file is not JSON."""
+        """summary.json. Raises UserError when the run has not ended, or the file is not as it was written."""
         try:
-            return json.loads(self.summary.read_text("utf-8"))
+            return read_sealed(self.summary)
         except FileNotFoundError:
             raise UserError(f"run: must have ended, got '{self.path}' without {self.summary.name}") from None
-        except ValueError:
-            raise UserError(f"run: {self.summary.name} must be JSON, got a corrupted file in '{self.path}'") from None
 
     @contextlib.contextmanager
     def replacing(self, target: Path) -> Iterator[Path]:
         """An empty folder to write into, which takes the place of the folder `target` when the block ends well."""
-        temporary = _temporary(target)
+        temporary = temporary_name(target)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -238,17 +270,17 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        _swap(temporary, target)
+            sync(file)
+        sync(temporary)
+        swap(temporary, target)
 
     @contextlib.contextmanager
     def replacing_file(self, target: Path) -> Iterator[Path]:
         """A name to write to, for libraries that write files themselves; takes the place of `target` at the end."""
-        temporary = _temporary(target)
+        temporary = temporary_name(target)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -266,21 +298,19 @@ class RunFolder:
 
         for log in (self.trajectory, self.metrics, self.timings):
             if log.exists():
-                _sync(log)  # a checkpoint must not be older on the disk than what it is resumed with
+                sync(log)  # a checkpoint must not be older on the disk than what it is resumed with
         place = self.path / f"{kind}-{step}"
         with self.replacing(place) as temporary:
             file = temporary / "tensors.safetensors"
             save_file(_own_storage(tensors), file)
-            record = {"format": FORMAT, "step": step, "sha256": _sha256(file), "state": state}
-            (temporary / "state.json").write_text(json.dumps(record, indent=1), "utf-8")
+            record = {"format": FORMAT, "step": step, "tensors": sha256_of(file), "state": state}
+            (temporary / "state.json").write_text(json.dumps(sealed(json.loads(json.dumps(record))), indent=1), "utf-8")
         for other in self._saved(kind):
             if other != place:
                 shutil.rmtree(other, ignore_errors=True)
         return place
 
-    def load_checkpoint(
-        self, kind: str = CHECKPOINT, device: str = "cpu"
-    ) -> tuple[Mapping[str, Tensor], dict[str, Any], int] | None:
+    def load_checkpoint(self, kind: str = CHECKPOINT, device: str = "cpu") -> Saved | None:
         """(tensors, state, step) of the newest good checkpoint, or None when the run has none yet.
 
         Tensors are read one by one, as they are asked for.
@@ -291,10 +321,10 @@ class RunFolder:
         failures = []
         for place in self._saved(kind):
             try:
-                record = json.loads((place / "state.json").read_text("utf-8"))
-                if not isinstance(record, dict) or record.get("format") != FORMAT:
-                    raise ValueError(f"state.json is not of format {FORMAT}")
-                if _sha256(place / "tensors.safetensors") != record["sha256"]:
+                record = _state(place / "state.json")
+                if int(record["step"]) != int(place.name.removesuffix("-superseded").rpartition("-")[2]):
+                    raise ValueError(f"state.json is of step {record['step']}")
+                if sha256_of(place / "tensors.safetensors") != record["tensors"]:
                     raise ValueError("tensors.safetensors does not match its checksum")
                 tensors = SavedTensors(place / "tensors.safetensors", device)
                 loaded = tensors, record["state"], int(record["step"])
@@ -319,8 +349,12 @@ class RunFolder:
     def sweep(self) -> None:
         """Remove what a killed writer left behind under temporary names."""
         for place in self.path.iterdir():
-            if _is_temporary(place.name):
+            if is_temporary(place.name):
                 shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+Saved = tuple[Mapping[str, "Tensor"], dict[str, Any], int]
+"""Tensors, state and step of a checkpoint."""
 
 
 class SavedTensors(Mapping[str, "Tensor"]):
@@ -368,49 +402,19 @@ def newest_of_name(path: Path) -> Path:
     raise AssertionError("count() does not end")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, renamed into it."""
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".partial")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder's list of names to the disk, where the system can (Windows cannot open folders)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+def _state(file: Path) -> dict[str, Any]:
+    """What state.json holds; ValueError where it was changed."""
+    record = json.loads(file.read_text("utf-8"))
+    if isinstance(record, dict) and record.get("format") == 1 and "tensors" not in record:
+        return {**record, "tensors": record["sha256"]}
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"state.json is not of format {FORMAT}")
+    if "sha256" not in record:
+        raise ValueError("state.json has no checksum")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Put the folder `new` in `place`. A kill in between leaves the old folder as PLACE-superseded."""
-    old = place.with_name(f"{place.name}-superseded")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(place, old)
-    os.rename(new, place)
-    _sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        return unsealed(record, file)
+    except UserError:
+        raise ValueError("state.json does not match its checksum") from None
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -425,14 +429,6 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{Path(error.filename).name} is missing"
@@ -441,19 +437,8 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no nan: a loss that ran away is written as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_finite(record), allow_nan=False, separators=(", ", ": ")) + "\n").encode()
+    return (json.dumps(finite(record), allow_nan=False, separators=(", ", ": ")) + "\n").encode()
 
 
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:

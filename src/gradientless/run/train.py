@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor
 
 from gradientless.errors import NotFinite, UserError
+from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import accuracy_name, f1_name
 from gradientless.run.assemble import (
@@ -51,7 +52,8 @@ from gradientless.run.evaluation import (
 from gradientless.run.losses import chosen, loss_of, rewarded
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
 from gradientless.run.objective import Objective
-from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.run.origin import UNKNOWN, Origin, code_of, data_of, tokens_of
+from gradientless.run.runfolder import BEST, RunFolder, Saved
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
@@ -102,16 +104,28 @@ class Progressed:
 class Run:
     """One run of a configuration in a folder, or one stage of it; `train` drives it. before: the stage before it."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, console: Console, before: Before | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        console: Console,
+        before: Before | None = None,
+        origin: Origin | None = None,
+    ):
         if config.surface.start == "previous" and before is None:
             raise UserError("surface.start: 'previous' needs a stage before, got a run without one")
         self.config, self.folder, self.console = config, folder, console
+        self.origin = Origin() if origin is None else origin
+        self.origin.state("config", config.decisive())
+        self.origin.state("code", code_of(config))
         self.device = pick_device(config.device)
         splits = load_splits(config)
         if not splits.validation:
             raise UserError("data: a validation split must have at least one row, got none; give data.validation")
         console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
         console.print(f"validation  {class_balance(splits.validation, splits.labels)}", highlight=False)
+        self.origin.state("labels", list(splits.labels))
+        self.origin.state("data", data_of(splits))
         self.labels, self.kind, self.validation = splits.labels, config.kind, splits.validation
         self.reward = None if config.reward is None else rewarded(config.reward)
         self.shown = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
@@ -142,6 +156,7 @@ class Run:
             self.validation_rows = TextRows(self.surface, splits.validation, self.kind, config.micro_batch_size)
         evaluated = self.validation_rows
         encoded = evaluated if isinstance(evaluated, TextRows) else evaluated.encoded
+        self.origin.state("tokens", tokens_of([self.train_rows.encoded.fingerprint, encoded.fingerprint]))
         self.cuts = {
             "train": Cut.among(self.train_rows.encoded),
             "validation": Cut.among(encoded),
@@ -165,6 +180,8 @@ class Run:
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
         self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
+        self.origin.state("model", backbone.settings(self.surface))
+        self.origin.state("base", self.base)
         self.memory.end("start")
 
     def _passes(self, steps: int) -> int:
@@ -271,15 +288,21 @@ class Run:
         tensors: dict[str, Tensor] = {f"weights/{k}": v.detach() for k, v in self.surface.trainable().items()}
         state = self.optimizer.state_dict()
         self.done.peaks = dict(self.memory.peaks)
-        record = {"optimizer": _without_tensors(state, "optimizer", tensors), "progress": asdict(self.done)}
+        record = {
+            "optimizer": _without_tensors(state, "optimizer", tensors),
+            "progress": asdict(self.done),
+            "origin": self.origin.parts,
+            "logs": self.folder.log_sums(),
+        }
+        if self.forward is not None and self.forward.trajectory is not None:
+            record["trajectory"] = self.forward.trajectory.check(self.done.step)
         self.folder.save_checkpoint(tensors, record, self.done.step)
 
-    def restore(self) -> None:
-        """Take up the newest checkpoint, if there is one."""
-        loaded = self.folder.load_checkpoint(device="cpu")
-        if loaded is None:
-            return
-        tensors, record, step = loaded
+    def restore(self, saved: Saved) -> None:
+        """Take up a checkpoint."""
+        tensors, record, step = saved
+        self.folder.truncate_logs(step)
+        self.folder.require_logs(record.get("logs", {}))
         try:
             self._set_weights(tensors, "weights/")
             self.optimizer.load_state_dict(_with_tensors(record["optimizer"], tensors))
@@ -288,6 +311,9 @@ class Run:
                 self.memory.peaks[part] = max(peak, self.memory.peaks.get(part, 0.0))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {error}") from None
+        if self.done.best_step >= 0 and self.folder.load_checkpoint(BEST) is None:
+            self.say("best        its weights are gone: the best of the evaluations to come is kept")
+            self.done.best_step = -1
 
     @torch.no_grad()
     def _set_weights(self, weights: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -310,25 +336,27 @@ class Run:
     def set_best(self) -> dict[str, float]:
         """Take up the best weights; returns what their evaluation found."""
         loaded = self.folder.load_checkpoint(BEST)
-        assert loaded is not None
+        if loaded is None:
+            place = self.folder.path / f"{BEST}-{self.done.best_step}"
+            raise UserError(f"run: must hold the weights of the best evaluation, got none in '{place}'")
         self._set_weights(loaded[0])
+        self.done.best_step = loaded[2]
         return loaded[1].get("found") or self.evaluate()
 
     # The whole -------------------------------------------------------------------------------------------------------
 
-    def open_trajectory(self, resume: bool) -> list[bytes]:
-        """Start or continue the log; returns the records of steps after the checkpoint."""
+    def open_trajectory(self, log: Trajectory | None, check: str | None = None) -> list[bytes]:
+        """Start or continue the log; returns the records of steps after the checkpoint, whose `check` sum is given."""
         if self.forward is None:
             return []
         self.forward.predicted_lr = self.rates
         path = self.folder.trajectory
-        if not (resume and path.exists()):
+        if log is None:
             path.unlink(missing_ok=True)
             self.forward.choose_evaluator(Objective.outline(self.surface))
-            begun = {"base": self.base, "scheduled_steps": self.steps, "rows": self.rows}
+            begun = {"base": self.base, "scheduled_steps": self.steps, "rows": self.rows, "origin": self.origin.parts}
             self.forward.record(path, begun)
             return []
-        log = Trajectory.open(path)
         self.forward.follow(log.header)
         if log.header.get("base") != self.base:
             raise UserError(f"trajectory: {path} must belong to this base model, got the log of another base")
@@ -339,6 +367,10 @@ class Run:
         if len(log) < self.done.step:
             raise UserError(
                 f"trajectory: {path} must hold the {self.done.step} steps of the checkpoint, got {len(log)}"
+            )
+        if check is not None and log.check(self.done.step) != check:
+            raise UserError(
+                f"trajectory: {path} must hold the steps of the checkpoint, got others; its check sum differs"
             )
         self.forward.trajectory = log
         return [log[step] for step in range(self.done.step, len(log))]
@@ -474,13 +506,21 @@ class Run:
         return trial.rehearse(objective)
 
 
-def train(config: RunConfig, folder: RunFolder, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Run `config` in `folder` to its end; returns what summary.json holds. resume: continue what the folder holds.
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    resume: bool = False,
+    console: Console | None = None,
+    other_code: bool = False,
+) -> dict[str, Any]:
+    """Run `config` in `folder` to its end; returns what summary.json holds. resume: continue what the folder holds,
+    which must be the same run (see `Origin`); other_code: but for its code.
 
     Raises UserError for whatever the user can mend, and Stopped after a stop signal, with the state saved.
     """
     console = console or Console(stderr=True)
-    return _train_stages(config, folder, resume, console) if config.stages else _train(config, folder, resume, console)
+    one = _train_stages if config.stages else _train
+    return one(config, folder, resume, console, other_code)
 
 
 def _train(
@@ -488,6 +528,7 @@ def _train(
     folder: RunFolder,
     resume: bool,
     console: Console,
+    other_code: bool = False,
     before: Before | None = None,
     merges: bool = False,
 ) -> dict[str, Any]:
@@ -496,13 +537,25 @@ def _train(
         console.print("the run has ended already; nothing to resume", highlight=False)
         return folder.read_summary()
     started = time.perf_counter()
-    run = Run(config, folder, console, before)
-    folder.write_environment(run.device)
+    saved, log = None, None
     if resume:
         folder.sweep()
-        run.restore()
-    folder.truncate_logs(run.done.step or -1)  # what was evaluated before the first step is evaluated again
-    tail = run.open_trajectory(resume)
+        saved = folder.load_checkpoint(device="cpu")
+        log = Trajectory.open(folder.trajectory) if folder.trajectory.exists() else None
+    before_it = [told for told in (saved and saved[1], log and log.header) if told]
+    origin = Origin([told["origin"] for told in before_it if "origin" in told], "--resume", other_code, folder.say)
+    if before_it and not origin.before and not other_code:
+        raise UserError(
+            f"--resume: must be of a run that says what it is made of, got one of {UNKNOWN}; "
+            "--other-code goes on with it"
+        )
+    run = Run(config, folder, console, before, origin)
+    folder.write_environment(run.device)
+    if saved is None:
+        folder.truncate_logs(-1)  # what was evaluated before the first step is evaluated again
+    else:
+        run.restore(saved)
+    tail = run.open_trajectory(log, saved and saved[1].get("trajectory"))
     if run.done.step or tail:
         console.print(
             f"resuming    from step {run.done.step:,}, with {len(tail):,} logged steps to repeat", highlight=False
@@ -520,7 +573,9 @@ def _train(
     return _end(run, started, merges)
 
 
-def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: Console) -> dict[str, Any]:
+def _train_stages(
+    config: RunConfig, folder: RunFolder, resume: bool, console: Console, other_code: bool = False
+) -> dict[str, Any]:
     """The stages one after the other, each in a folder of its own; those that have ended stay as they are."""
     if resume and folder.summary.exists():
         console.print("the run has ended already; nothing to resume", highlight=False)
@@ -539,9 +594,11 @@ def _train_stages(config: RunConfig, folder: RunFolder, resume: bool, console: C
             merges = following is not None and not keeps_adapter(stage, following)
             give_back()  # of the stage before, and of the check: no part of this stage's loaded model
             try:
-                _train(stage.config, place, began, console, before(folder, stages, stage), merges)
+                _train(stage.config, place, began, console, other_code, before(folder, stages, stage), merges)
             except Stopped as stopped:
                 raise Stopped(stopped.step, stage.folder) from None
+        elif lines := stage.config.differences(place.read_config()):
+            raise UserError("\n".join(f"--resume: {stage.line(line)}, of a stage that has ended" for line in lines))
         summaries[stage.folder] = place.read_summary()
     with folder.replacing(folder.model) as copy:
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
@@ -614,6 +671,8 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "base": run.base,
         "ended": "patience" if run.done.ended else "steps",
     }
+    if run.forward is not None and run.forward.trajectory is not None:
+        summary["trajectory"] = run.forward.trajectory.check(run.done.step)
     if run.folder.whole is not None:
         summary["leaves"] = leaves(run.surface)
     if wrong := saved_otherwise(run.surface, run.folder.model, run.validation[:SHOWN], run.kind):

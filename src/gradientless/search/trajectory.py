@@ -1,7 +1,7 @@
 """The append-only log of what a run measured: with the configuration, all that is needed to make its weights again.
 
-File: the line `gradientless trajectory 1`, a line of JSON (what the run was: configuration, base checksum), then one
-record a step:
+File: the line `gradientless trajectory 1`, a line of JSON (what the run was: configuration, base checksum; and "check",
+a check sum of the rest of the line, which earlier logs have not), then one record a step:
 
     tag      1 byte: low 7 bits a check sum chained over all records; high bit set when the length is the one before
     length   3 bytes, little-endian, and 1 byte of its own check sum; only when the high bit is clear
@@ -40,6 +40,10 @@ def _length_bytes(length: int) -> bytes:
     return stated + bytes([zlib.crc32(stated) & 0xFF])
 
 
+def _header_check(header: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(header, sort_keys=True).encode()):08x}"
+
+
 class Trajectory:
     """Records of one run, appended to `path` and read from it.
 
@@ -62,7 +66,7 @@ class Trajectory:
             raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
 
     def _begin(self, header: dict[str, Any]) -> None:
-        head = MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n"
+        head = MAGIC + json.dumps({**header, "check": _header_check(header)}, sort_keys=True).encode() + b"\n"
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
         os.replace(partial, self.path)
@@ -88,8 +92,10 @@ class Trajectory:
         if not data.startswith(MAGIC) or end < 0:
             raise UserError(f"trajectory: {path} must begin with '{MAGIC.decode().strip()}', got another file")
         try:
-            self.header = json.loads(data[len(MAGIC) : end])
-        except ValueError:
+            self.header = dict(json.loads(data[len(MAGIC) : end]))
+            if self.header.pop("check", None) not in (None, _header_check(self.header)):
+                raise ValueError
+        except (ValueError, TypeError):
             raise UserError(f"trajectory: {path} must have a header of JSON, got a damaged line 2") from None
         self._start = end + 1
         self._ends, self._states, self._check, self._length = [], [], 0, 0
@@ -161,6 +167,11 @@ class Trajectory:
     def __len__(self) -> int:
         """Whole records, that is, steps."""
         return len(self._ends)
+
+    def check(self, steps: int) -> str:
+        """A check sum over the records of the first `steps` steps."""
+        whole = self._states[:steps]
+        return f"{whole[-1][0] if whole else 0:08x}"
 
     def append(self, payload: bytes) -> None:
         """Add the record of the next step, in one write."""

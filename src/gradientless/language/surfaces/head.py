@@ -346,10 +346,10 @@ class HeadSurface(Surface):
         return self
 
     def body_checksum(self) -> str:
-        """sha256 of the frozen weights, which the features depend on (computed once)."""
+        """sha256 of the frozen weights and settings, which the features depend on (computed once)."""
         if self._body_checksum is None:
             exclude = self._layers.names if self.kind == "library" else ()
-            self._body_checksum = backbone.checksum(self.model, exclude)
+            self._body_checksum = f"{backbone.checksum(self.model, exclude)} {backbone.settings(self.model)}"
         return self._body_checksum
 
     @property

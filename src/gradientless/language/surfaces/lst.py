@@ -416,8 +416,8 @@ class LstSurface(Surface):
             return PreparedLadder(tensors, self._features(tensors))
 
     def body_checksum(self) -> str:
-        """sha256 of the backbone's weights."""
-        return backbone.checksum(self.model.backbone)
+        """sha256 of the backbone's weights and settings."""
+        return f"{backbone.checksum(self.model.backbone)} {backbone.settings(self.model.backbone)}"
 
     def states_read(self) -> str:
         """Which of the backbone's states the side network reads, in words."""
