@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,40 @@ def test_the_key_sees_model_data_length_pooling_and_dtype(models, surface, encod
     }
     assert len(keys) == 6
     assert features.key(made(seed=5), encoded) == features.key(surface, encoded)  # the head does not matter
+
+
+@pytest.mark.parametrize("key", [features.key, features.states_key])
+@pytest.mark.parametrize("part", ["body_checksum", "read", "dtype", "fingerprint", "max_length"])
+def test_the_key_sees_every_part_alone(part, key, monkeypatch):
+    """Each of two surfaces or rows that differ in nothing else has a key of its own."""
+
+    def found(**other):
+        told = {
+            "body_checksum": "a",
+            "read": "cls",
+            "dtype": torch.float32,
+            "fingerprint": "b",
+            "max_length": 20,
+        } | other
+        methods = {"body_checksum": lambda: told["body_checksum"], "states_read": lambda: told["read"]}
+        surface = SimpleNamespace(pooling=told["read"], dtype=told["dtype"], **methods)
+        return key(surface, SimpleNamespace(fingerprint=told["fingerprint"], max_length=told["max_length"]))
+
+    others = {"dtype": torch.bfloat16, "max_length": 21}
+    assert found() == found() != found(**{part: others.get(part, "z")})
+    before = found()
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    assert found() != before
+
+
+def test_another_model_of_the_same_kind_is_not_served_these_features(models, surface, encoded, tmp_path):
+    made = features.compute(surface, encoded, 2, tmp_path, show=False)
+    other = HeadSurface.create(models("bert"), ("bad", "good"), head="two-layer", max_length=20)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.01)
+    found = features.compute(other, encoded, 2, tmp_path, show=False)
+    assert len(list(tmp_path.iterdir())) == 2 and not np.allclose(found, made)
 
 
 def test_outputs_that_are_not_finite_are_refused_and_leave_no_file(surface, encoded, tmp_path):

@@ -37,7 +37,16 @@ class FeatureSurface(Protocol):
 
 def key(surface: FeatureSurface, encoded: EncodedRows) -> str:
     """The cache key: sha256 in hex of all that the features depend on."""
-    parts = (VERSION, surface.body_checksum(), encoded.fingerprint, encoded.max_length, surface.pooling, surface.dtype)
+    return _key(surface, encoded, surface.pooling)
+
+
+def states_key(surface: StateSurface, encoded: EncodedRows) -> str:
+    """As `key`, of the backbone's states."""
+    return _key(surface, encoded, surface.states_read())
+
+
+def _key(surface: FeatureSurface | StateSurface, encoded: EncodedRows, read: str) -> str:
+    parts = (VERSION, surface.body_checksum(), encoded.fingerprint, encoded.max_length, read, surface.dtype)
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -116,9 +125,7 @@ def keep_states(
     dtype = surface.dtype
     counts = np.concatenate([_of_rows(surface.state_counts(encoded.batch(rows)), rows) for rows in _blocks(encoded)])
     ends = np.cumsum(counts, dtype=np.int64)
-    stated = (VERSION, surface.body_checksum(), encoded.fingerprint, encoded.max_length, surface.states_read(), dtype)
-    name = hashlib.sha256("\0".join(map(str, stated)).encode()).hexdigest()
-    path = _folder(cache_dir) / f"{name}.npy"
+    path = _folder(cache_dir) / f"{states_key(surface, encoded)}.npy"
     kind = np.dtype({torch.float32: np.float32, torch.float16: np.float16}.get(dtype, np.uint16))  # bfloat16 as bits
     shape = (int(ends[-1]), surface.width)
     if not path.exists():
