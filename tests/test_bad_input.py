@@ -238,7 +238,7 @@ class TestConfiguration:
         (tmp_path / "file").touch()
         monkeypatch.setenv("GRADIENTLESS_CACHE", str(tmp_path / "file" / "cache"))
         (line,) = refused(command())
-        assert line.startswith("features: the cache folder ") and line.endswith("must be writable, got Not a directory")
+        assert line.startswith("cache: the folder ") and line.endswith("must be writable, got Not a directory")
 
 
 @pytest.fixture
