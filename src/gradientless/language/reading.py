@@ -169,11 +169,8 @@ def _states_at(slots: Tensor, model: nn.Module, name: str | None) -> Iterator[No
         output["last_hidden_state"] = at(slots, output.last_hidden_state)
         return output
 
-    handle = model.get_submodule(name).register_forward_hook(keep)
-    try:
+    with model.get_submodule(name).register_forward_hook(keep):
         yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -235,12 +232,10 @@ def _watched(model: nn.Module, see: Callable[[str, nn.Module, Any, Any], None]) 
     def watch(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs, output: see(name, module, (*args, *kwargs.values()), output)
 
-    handles = [m.register_forward_hook(watch(name), with_kwargs=True) for name, m in model.named_modules()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(watch(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @once

@@ -240,12 +240,10 @@ class _Kept:
         self.model, self.places = model, places
         self.given: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if name != "position_ids"}
         if "decoder_input_ids" in inputs:
-            handle = model.get_encoder().register_forward_hook(self._encoded)  # type: ignore[operator]
-        try:
-            self._read(inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"])
-        finally:
-            if "decoder_input_ids" in inputs:
-                handle.remove()
+            with model.get_encoder().register_forward_hook(self._encoded):  # type: ignore[operator]
+                self._read(inputs["decoder_input_ids"])
+        else:
+            self._read(inputs["input_ids"])
 
     def _encoded(self, module: nn.Module, args: Any, output: Any) -> None:
         self.given["encoder_outputs"] = output

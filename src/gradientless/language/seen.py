@@ -8,6 +8,7 @@ be narrower than the width. So each is seen, once, before it is relied on.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,22 +83,17 @@ def linear(model: nn.Module, layers: Mapping[str, nn.Linear]) -> set[str]:
     found: set[str] = set()
     others: set[str] = set()
 
-    def compare(name: str, layer: nn.Linear) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            plain = len(args) == 1 and isinstance(output, Tensor) and args[0].shape[-1] == layer.in_features
-            if plain:
-                expected = nn.functional.linear(args[0], layer.weight, layer.bias)
-                plain = output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-4)
-            (found if plain else others).add(name)
+    def compare(name: str, layer: Any, args: tuple[Any, ...], output: Any) -> None:
+        plain = len(args) == 1 and isinstance(output, Tensor) and args[0].shape[-1] == layer.in_features
+        if plain:
+            expected = nn.functional.linear(args[0], layer.weight, layer.bias)
+            plain = output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-4)
+        (found if plain else others).add(name)
 
-        return layer.register_forward_hook(hook)
-
-    handles = [compare(name, layer) for name, layer in layers.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(functools.partial(compare, name)))
         _states(_reader(model), model.config, _row(model.config, SHORT))
-    finally:
-        for handle in handles:
-            handle.remove()
     return found - others
 
 

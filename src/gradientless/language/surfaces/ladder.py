@@ -388,7 +388,7 @@ def _climbing(layers: nn.ModuleList, climb: Any) -> Iterator[None]:
 
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
-            stack.callback(layer.register_forward_pre_hook(hook(number), with_kwargs=True).remove)
+            stack.enter_context(layer.register_forward_pre_hook(hook(number), with_kwargs=True))
         yield
 
 
@@ -505,10 +505,10 @@ def states_of(
             assert isinstance(modules, nn.ModuleList)
             numbers = wanted.get(tower, ())
             if 0 in numbers:
-                stack.callback(modules[0].register_forward_pre_hook(before(tower), with_kwargs=True).remove)
+                stack.enter_context(modules[0].register_forward_pre_hook(before(tower), with_kwargs=True))
             for number in numbers:
                 if number:
-                    stack.callback(modules[number - 1].register_forward_hook(behind(tower, number)).remove)
+                    stack.enter_context(modules[number - 1].register_forward_hook(behind(tower, number)))
         if tuple(family.towers) == ("stack",):
             last = backbone.hidden_states(body, dict(tensors))
         else:
