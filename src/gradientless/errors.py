@@ -48,6 +48,12 @@ def whole(owner: str, what: str, value: object) -> int:
     return value
 
 
+def count(owner: str, what: str, value: object, where: str = "") -> None:
+    """Raise `UserError` unless `value` is a whole number from 1 on. where: what is said of the place."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{owner}: {what} must be an integer >= 1{where}, got {brief(value)}")
+
+
 def brief(value: object) -> str:
     """`value` as a message shows it: as Python writes it, in one line that is not too long to read."""
     try:
@@ -55,6 +61,17 @@ def brief(value: object) -> str:
     except Exception:  # noqa: BLE001 - a number of thousands of digits, or what cannot say what it is
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, in one line of at most so many characters; where it says nothing, its kind."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def with_kind(error: BaseException) -> str:
+    """`one_line`, behind the error's kind: for those that Python or a library raised."""
+    kind, said = type(error).__name__, one_line(error)
+    return said if said == kind else f"{kind}: {said}"
 
 
 def one_of(owner: str, kind: str, value: object, known: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradientless.errors import UserError
+from gradientless.errors import UserError, one_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,7 +73,7 @@ def toml(text: str, owner: str) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{owner}: must be valid TOML, got tables or lists that are nested too deeply") from None
     except ValueError as error:  # also Python's own, of numbers of thousands of digits
-        raise UserError(f"{owner}: must be valid TOML, got: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{owner}: must be valid TOML, got: {one_line(error)}") from None
     for place, value in _leaves(values, ""):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UserError(f"{owner}: whole numbers must have at most 64 bits, got a larger one in '{place}'")

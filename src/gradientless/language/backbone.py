@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, one_line, unknown
 from gradientless.language import starter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -376,8 +376,7 @@ def _dequantise(file: Path, folder: Path) -> None:
             module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # noqa: BLE001 (the library raises many kinds; each becomes one line)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"model: {file.name} could not be read: {reason[:300]}") from None
+        raise UserError(f"model: {file.name} could not be read: {one_line(error, 300)}") from None
     # What is left are plain weights; the library refuses to save them while these say that they are quantised.
     if hasattr(module.config, "quantization_config"):
         del module.config.quantization_config

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradientless.errors import UserError
+from gradientless.errors import UserError, one_line
 from gradientless.language import backbone, reading
 
 SHORT = 8  # tokens of a row that is to show something
@@ -181,10 +181,8 @@ def _states(body: nn.Module, config: Any, ids: Tensor, watching: _Lookups | None
         with contextlib.nullcontext() if watching is None else watching:
             return backbone.hidden_states(body, batch)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"model: must read a row of {ids.shape[1]} tokens, got from {config.model_type}: {reason}"
-        ) from None
+        got = f"{config.model_type}: {one_line(error)}"
+        raise UserError(f"model: must read a row of {ids.shape[1]} tokens, got from {got}") from None
 
 
 def _row(config: Any, length: int) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, with_kind
 from gradientless.language import backbone, features
 from gradientless.language.data import EncodedTexts, batch_indices
 from gradientless.language.surfaces import SURFACES, Surface, options_of
@@ -186,8 +186,7 @@ def _made(name: str, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.O
     except Exception as error:
         if isinstance(error, UserError) or not is_own(name):
             raise
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"optimizer: '{name}' must be made without an error, got {told}") from error
+        raise UserError(f"optimizer: '{name}' must be made without an error, got {with_kind(error)}") from error
 
 
 def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import NotFinite, UserError
+from gradientless.errors import NotFinite, UserError, one_line
 from gradientless.language.data import EncodedTexts, load_table
 from gradientless.language.metrics import METRICS, TEXT_METRICS, highest
 from gradientless.language.prompting import EncodedAnswers
@@ -124,7 +124,7 @@ def saved_otherwise(surface: Surface, folder: Path, examples: Sequence[Example],
         opened = load_saved(folder, device)
         apart = _apart(said, _scores(opened, _encoded(opened, examples, kind), rows), dtype)
     except Exception as error:  # noqa: BLE001 (the run has ended and is saved, whatever fails here)
-        return f"cannot be opened again: {' '.join(str(error).split()) or type(error).__name__}"
+        return f"cannot be opened again: {one_line(error)}"
     return None if apart is None else f"gives other scores than were found when it was saved, by up to {apart:.2g}"
 
 

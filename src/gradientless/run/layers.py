@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, brief, unknown
 from gradientless.inputs import is_file, read_text, toml
 
 LENGTHS = ("steps", "forward_passes", "epochs")  # the shortest of those that are given ends a run
@@ -188,9 +188,4 @@ def shown(value: Any) -> str:
         return "default"
     if isinstance(value, bool):
         return str(value).lower()
-    return "nothing" if value is None else one_line(repr(value))
-
-
-def one_line(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return "nothing" if value is None else brief(value)

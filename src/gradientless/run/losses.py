@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradientless.errors import NotFinite, UserError, unknown
+from gradientless.errors import NotFinite, UserError, unknown, with_kind
 from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, highest, token_f1
 from gradientless.language.tasks import Example
 from gradientless.language.tasks.base import KINDS
@@ -158,12 +158,12 @@ def rewarded(name: str) -> Texts:
         except Exception as error:
             if is_out_of_memory(error):  # which is answered with the batch that fits
                 raise
-            raise UserError(f"reward: '{name}' must return a number, got {_told(error)}") from error
+            raise UserError(f"reward: '{name}' must return a number, got {with_kind(error)}") from error
         wanted = f"reward: '{name}' must return a number, or one for each of the {len(rows)} rows, got"
         try:
             values = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
         except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, tensors with gradients
-            raise UserError(f"{wanted} {type(found).__name__} ({_told(error)})") from error
+            raise UserError(f"{wanted} {type(found).__name__} ({with_kind(error)})") from error
         each = values.shape == (len(rows),) and values.dtype.kind in "biuf"
         if not each and not (values.shape == () and values.dtype.kind in "iuf"):
             shape = f" of shape {values.shape}" if values.ndim else ""
@@ -177,12 +177,6 @@ def rewarded(name: str) -> Texts:
     return of
 
 
-def _told(error: Exception) -> str:
-    """Kind and message of an error in one line."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
 def _checked(name: str, function: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Tensor], Tensor | float]:
     def of(logits: Tensor, labels: Tensor) -> Tensor | float:
         try:
@@ -190,7 +184,7 @@ def _checked(name: str, function: Callable[[Tensor, Tensor], object]) -> Callabl
         except Exception as error:
             if is_out_of_memory(error):  # which is answered with the batch that fits
                 raise
-            raise UserError(f"loss: '{name}' must return a number, got {_told(error)}") from error
+            raise UserError(f"loss: '{name}' must return a number, got {with_kind(error)}") from error
         if isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex():
             return found.reshape(())
         if isinstance(found, bool) or not isinstance(found, (int, float)):

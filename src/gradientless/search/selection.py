@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradientless.errors import UserError, brief, one_of
+from gradientless.errors import UserError, brief, count, one_of
 
 SELECTIONS = ("all", "random", "magnitude", "fisher", "fixed")
 DEPENDS_ON_WEIGHTS = ("magnitude", "fisher")
@@ -161,8 +161,8 @@ _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def check(owner: str, selection: str, entries: int | None, indices: object, name: str, size: int) -> None:
     """Raise `UserError`, naming the tensor, unless the options of a selection make sense for `size` entries."""
     one_of(owner, "selection", selection, SELECTIONS)
-    if entries is not None and (isinstance(entries, bool) or not isinstance(entries, int) or entries < 1):
-        raise UserError(f"{owner}: entries must be an integer >= 1 for tensor '{name}', got {brief(entries)}")
+    if entries is not None:
+        count(owner, "entries", entries, f" for tensor '{name}'")
     if (selection == "fixed") != (indices is not None):
         raise UserError(f"{owner}: indices must be given with selection 'fixed' and only then, for tensor '{name}'")
     if indices is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradientless.delta import Delta, Sweep
-from gradientless.errors import Faults, UserError, brief
+from gradientless.errors import Faults, UserError, brief, count
 from gradientless.search.noise import Noise
 from gradientless.search.noise.reference import round_stochastically
 from gradientless.search.points import ALL, ORIGIN, BufferUpdate, Direction, Point, Term, combined, scaled
@@ -57,8 +57,8 @@ def check_rank(noise: object, rank: object, resample_every: object) -> None:
     """Raise `UserError` unless directions of rank `rank` make sense under a distribution."""
     faults = Faults()
     for option, value in (("rank", 1 if rank is None else rank), ("resample_every", resample_every)):
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        faults.require(fits, f"space: {option} must be an integer >= 1, got {brief(value)}")
+        with faults:
+            count("space", option, value)
     faults.require(
         rank is None or noise != "sphere", f"space: noise 'sphere' must come without rank, got rank {brief(rank)}"
     )

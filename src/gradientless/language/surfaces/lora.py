@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradientless.errors import UserError, whole
+from gradientless.errors import UserError, one_line, whole
 from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, patterns, swap, targeted
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.ladder import axes_of, family_of
@@ -57,8 +57,8 @@ class _PeftSurface(AdapterSurface):
             except UserError:
                 raise
             except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise UserError(f"{self.owner}: peft must be able to adapt this model, got: {reason}") from None
+                got = one_line(error, 300)
+                raise UserError(f"{self.owner}: peft must be able to adapt this model, got: {got}") from None
 
     def _taken(self, names: list[str]) -> list[str]:
         """Those of `names` in which peft puts an adapter, seen on a copy of the model without its weights."""
@@ -122,10 +122,8 @@ class _PeftSurface(AdapterSurface):
         try:
             set_peft_model_state_dict(self._peft[0], load_peft_weights(str(folder), device="cpu"))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{folder}: must hold an adapter in peft's format, got none or another ({reason})"
-            ) from None
+            got = f"none or another ({one_line(error)})"
+            raise UserError(f"{folder}: must hold an adapter in peft's format, got {got}") from None
 
     def linears(self) -> dict[str, nn.Linear]:
         found = block_linears(self.core)

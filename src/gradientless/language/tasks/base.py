@@ -35,7 +35,7 @@ class Example:
 
     def __post_init__(self) -> None:
         for text in (self.text, self.text_pair or "", *self.fields.values(), *self.choices, *self.answers):
-            if not text.isascii() and halves(text):
+            if halves(text):
                 raise UserError(
                     f"example: texts must hold whole characters, got half of a surrogate pair in {text!r:.60}"
                 )

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gradientless.delta import Delta
-from gradientless.errors import UserError
+from gradientless.errors import UserError, with_kind
 from gradientless.search.evaluators.matrices import Conv1D, Convolution, Embedding, Linear
 from gradientless.search.evaluators.rows import HALF, Calm, Place, Trial, Unbatchable, far
 from gradientless.search.evaluators.sites import Site, makes_tensors
@@ -172,8 +172,7 @@ class Injection:
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - a model may take a batch of two points for anything
-            told = " ".join(str(error).split())[:200]
-            reason = f"two points must be computed in one batch, got {type(error).__name__}: {told}"
+            reason = f"two points must be computed in one batch, got {with_kind(error)}"
         finally:
             self._trial = None
         self.tried = self.one_by_one = True

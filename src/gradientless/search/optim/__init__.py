@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from gradientless.search.optim.base import ForwardOptimizer
+from gradientless.search.optim.checks import number
 from gradientless.search.optim.gld import GLD
 from gradientless.search.optim.gldsearch import GLDSearch
 from gradientless.search.optim.kieferwolfowitz import KieferWolfowitz
@@ -49,16 +50,12 @@ class FirstOrder(NamedTuple):
         return None if holds(value) else wanted
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_natural(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= sys.float_info.max
+    return 0 <= number(value) < math.inf
 
 
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return 0 <= number(value) < 1
 
 
 _REQUIRED: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gradientless.delta import Delta
-from gradientless.errors import Faults, UserError, brief, one_of, whole
+from gradientless.errors import Faults, UserError, brief, one_of, whole, with_kind
 from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.fingerprint import fingerprint
@@ -758,8 +758,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
             self.load_search_state(method)
             if isinstance(error, UserError):
                 raise
-            told = brief(f"{type(error).__name__}: {error}")
-            raise UserError(f"{self.name}: state_dict must be whole, got one that is not ({told})") from error
+            told = f"one that is not ({with_kind(error)})"
+            raise UserError(f"{self.name}: state_dict must be whole, got {told}") from error
 
     def _load(self, state_dict: Mapping[str, Any]) -> None:
         if "search" not in state_dict:

@@ -24,12 +24,6 @@ def number(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def count(owner: str, option: str, value: Any, where: str = "") -> None:
-    """Raise `UserError` unless `value` is a whole number from 1 on. where: what is said of the place."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{owner}: {option} must be an integer >= 1{where}, got {brief(value)}")
-
-
 def flags(owner: str, **values: Any) -> None:
     """Raise `UserError` unless each of `values` is true or false."""
     faults = Faults()

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradientless.errors import Faults
+from gradientless.errors import Faults, count
 from gradientless.search.optim.base import Conversation
-from gradientless.search.optim.checks import count
 from gradientless.search.optim.spsa import SPSA
 from gradientless.search.points import Direction, Point, Update
 from gradientless.search.space import Space

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from gradientless.errors import Faults, UserError, brief, one_of
+from gradientless.errors import Faults, UserError, brief, count, one_of
 from gradientless.search.optim.base import SHARED_LEAVES, Conversation, ForwardOptimizer, log_version
-from gradientless.search.optim.checks import count, flags, number, penalty, rate
+from gradientless.search.optim.checks import flags, number, penalty, rate
 from gradientless.search.optim.options import OptionTrees
 from gradientless.search.points import ORIGIN, POOL, BufferUpdate, Direction, Point, Rank, Update, point, scaled
 from gradientless.search.selection import check

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gradientless.errors import Faults, NotFinite, UserError, brief, one_of
+from gradientless.errors import Faults, NotFinite, UserError, brief, count, one_of
 from gradientless.search.optim.base import ForwardOptimizer
-from gradientless.search.optim.checks import count, eps_is_felt, flags, number, penalty, rate
+from gradientless.search.optim.checks import eps_is_felt, flags, number, penalty, rate
 from gradientless.search.optim.gld import FISHER_LASTS
 from gradientless.search.points import ALL, ORIGIN, Direction, Losses, Norms, Point, Request, Update
 from gradientless.search.selection import check as check_selection
