@@ -269,12 +269,14 @@ def test_texts_of_a_side_network_are_those_row_by_row(kind, name, tmp_path):
     folder = families.save(kind, tmp_path / kind)
     prompt = Prompt("the film was {text}", answer=" {answer}\n")
     made = SURFACES[name].create(folder, (), prompt=prompt, **options)
-    for tensor in made.trainable().values():
-        spread = 0.5 if name == "lst" else 0.2  # at which texts differ
-        tensor.add_(spread * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
     rows = [Example(text, 0, answers=("bad",)) for text in ("a good plot", "dull", "very very bright the film was bad")]
     encoded = made.encode_questions(rows)
-    found = made.texts(made.prepare(encoded.batch([0, 1, 2])))
+    for seed in range(20):  # until the texts differ
+        for tensor in made.trainable().values():
+            tensor.add_(0.2 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)))
+        found = made.texts(made.prepare(encoded.batch([0, 1, 2])))
+        if len(set(found)) > 1:
+            break
     stops = set(made.encoder.stops.tolist())
     for example, text in zip(rows, found, strict=True):
         ids = torch.tensor([made.tokenizer(f"the film was {example.text}")["input_ids"]])
