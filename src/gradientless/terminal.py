@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import rich.console
-from rich.progress import TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 # All control characters but the tab and the line feed; what turns the direction of text; halves of surrogate pairs.
@@ -55,3 +55,9 @@ class Told(TextColumn):
         shown = super().render(task)
         shown.plain = plain(shown.plain)
         return shown
+
+
+def counting_bar(console: Console, shown: bool = True) -> Progress:
+    """A bar that counts up to a total and says how long that takes: on terminals alone, and gone when it ends."""
+    columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

@@ -171,15 +171,12 @@ def replay(
     gradientless replay runs/thesis
     gradientless replay runs/thesis --base models/distilbert --out audit/
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from gradientless.run.replay_run import replay_run
     from gradientless.run.runfolder import RunFolder
-    from gradientless.terminal import Console, Told
+    from gradientless.terminal import Console, counting_bar
 
     folder = RunFolder.open(run)
-    columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar = counting_bar(Console(stderr=True))
     task = bar.add_task("replaying", total=None)
 
     with contextlib.ExitStack() as showing:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from gradientless.errors import UserError
 from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
 from gradientless.language.tasks.base import Example
-from gradientless.terminal import Console, Told
+from gradientless.terminal import Console, counting_bar
 
 VERSION = 1  # raise it when the same key would mean other ids
 AT_A_TIME = 4096  # rows; the tokenizer's answer to all of them at once would take kilobytes a row
@@ -78,8 +77,7 @@ def encoded(
         if many and not console.is_terminal:  # which shows no bar
             console.print(f"token ids   are made of {len(examples):,} rows", highlight=False)
         parts: list[list[Ragged]] = [[] for _ in range(columns)]
-        shown = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*shown, console=console, transient=True, disable=not (many and console.is_terminal)) as progress:
+        with counting_bar(console, many) as progress:
             bar = progress.add_task("token ids", total=len(examples))
             for begin in range(0, len(examples), AT_A_TIME):
                 some = range(begin, min(begin + AT_A_TIME, len(examples)))

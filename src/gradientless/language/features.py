@@ -10,14 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
 from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
-from gradientless.terminal import Console, Told
+from gradientless.terminal import Console, counting_bar
 
 VERSION = 1  # raise it when the same key would mean other numbers
 
@@ -207,10 +206,9 @@ def _fill(
     title: str,
 ) -> None:
     order = np.argsort(encoded.lengths, kind="stable")
-    columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         file = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with counting_bar(console) as progress:
             bar = progress.add_task(title, total=len(order))
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
