@@ -98,6 +98,14 @@ class TestKept:
             made += 1
             assert self.files() == made
 
+    def test_a_setting_of_the_tokenizer_that_its_file_does_not_hold(self):
+        rows = [dataclasses.replace(row, text=f"{row.text} [SEP] dull") for row in ROWS]
+        apart = make_tokenizer(True)
+        apart.split_special_tokens = True
+        whole, split = plain(rows, length=20), plain(rows, length=20, tokenizer=apart)
+        assert self.files() == 2 and not same(whole, split)
+        assert split.wholes[0] == len(apart(rows[0].text)["input_ids"]) > whole.wholes[0]
+
     def test_a_damaged_file_is_made_again(self, capsys, monkeypatch):
         with monkeypatch.context() as few:  # not mapped from the file
             few.setattr(encodings, "LARGE", 1000)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from tiny_models import byte_level, make_language_model, roberta_like, unigram, wordpiece
+from tiny_models import byte_level, make_language_model, make_tokenizer, roberta_like, unigram, wordpiece
 
 from gradientless.errors import UserError
 from gradientless.language import backbone
@@ -187,6 +189,25 @@ def test_nothing_left_to_keep(side):
         UserError, match="max_length must leave room for the text, got 5 tokens for row 1, whose prompt alone takes 6"
     ):
         made.encode([Example(LONG, 1)])
+
+
+def test_a_row_without_a_token_in_front_of_its_answer_is_told():
+    """A causal model would read its answer behind padding, or behind nothing: scores that hang on the rows beside."""
+    words = Prompt("{text}", {"n": " bad", "p": " good"})
+    rows = [Example("a film", 0), Example("   ", 1), Example("", 0, choices=("a", "b"), answers=("a",))]
+    for tokenizer, prompt, some in (
+        (make_tokenizer(False), words, rows[:2]),  # drops white space
+        (byte_level(), words, [rows[0], rows[2]]),
+        (byte_level(), Prompt("{text}{label}"), [dataclasses.replace(row, choices=("a", "b")) for row in rows[:2]]),
+    ):
+        made = encoder(tokenizer, prompt, "causal", 64, labels=("n", "p") if prompt.words else ())
+        for encode in (made.encode, made.encode_questions):
+            with pytest.raises(
+                UserError, match=r"^prompt: a row must have a token in front of its answer, got none in"
+            ):
+                encode(some)
+        assert len(made.encode(some[:1])) == 1
+    assert len(encoder(wordpiece(), words, "causal", 64, labels=("n", "p")).encode(rows)) == 3  # behind [CLS]
 
 
 def test_batches_are_padded_at_the_side_that_is_asked():

@@ -196,7 +196,21 @@ class Mine(MeZO):
     """A user's, which forgot to name itself."""
 
 
+class Passing(MeZO):
+    """A user's, which hands on what it does not name."""
+
+    name = "Passing"
+
+    def __init__(self, params: Any, lr: float = 0.25, **more: Any):
+        super().__init__(params, lr=lr, **more)
+
+
 ELSEWHERE = [
+    (Passing, {"rank": 1}, Passing, {}, "rank must be 1, as the state says, got None"),
+    (Passing, {}, Passing, {"samples": 3}, "samples must be 1, as the state says, got 3"),
+    (Passing, {"clip": 1.0}, Passing, {"clip": 2.0}, "clip must be 1.0"),
+    (GLD, {"fisher_scale": 2.0}, GLD, {}, "fisher_scale must be 2.0, as the state says, got 1.0"),
+    (GLD, {"fisher_rows": 8}, GLD, {"fisher_rows": 9}, "fisher_rows must be 8, as the state says, got 9"),
     (MeZO, {}, STP, {}, "optimizer must be 'MeZO', as the state says, got 'STP'"),
     (MeZOAdam, {}, MeZOSign, {}, "optimizer must be 'MeZOAdam', as the state says, got 'MeZOSign'"),
     (GLD, {}, MeZO, {}, "optimizer must be 'GLD'"),
@@ -237,6 +251,14 @@ def test_a_state_from_elsewhere_is_refused(kind, options, other, theirs, message
     again, own = kind(make_params().items(), **options), plain(state)
     again.load_state_dict(copy.deepcopy(state))
     assert plain(again.state_dict()) == own
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_every_option_is_of_the_settings_or_of_the_groups(key):
+    """Or else no bit of what follows depends on it."""
+    made, _ = make(key)
+    free = {"evaluator", "model", "check", "patience", "fisher_check", "radius"}  # a radius is the group's "lr"
+    assert set(options_of(key)) - free <= {*made.settings(), *made.defaults}
 
 
 @pytest.mark.parametrize("key", KINDS)

@@ -117,7 +117,12 @@ def _identity(tokenizer: Any) -> str | None:
 
     stated = json.loads(tokenizer.backend_tokenizer.to_str())
     stated.pop("padding", None), stated.pop("truncation", None)
-    sides = (tokenizer.truncation_side, tokenizer.model_input_names, tokenizers.__version__)
+    sides = (
+        tokenizer.truncation_side,
+        tokenizer.split_special_tokens,
+        tokenizer.model_input_names,
+        tokenizers.__version__,
+    )
     return json.dumps([stated, type(tokenizer).__name__, *sides], sort_keys=True)
 
 

@@ -225,6 +225,9 @@ class PromptEncoder:
         fronts, backs, wholes = encoded(examples, 3, code, self.tokenizer, settings)
         for column in (fronts, backs):
             require_known(self.tokenizer, self._known, column.values)
+        if self.family == "causal" and not fronts.lengths.all():
+            number = int(fronts.lengths.argmin()) + 1
+            raise UserError(f"prompt: a row must have a token in front of its answer, got none in row {number}")
         return fronts, backs, wholes.values.astype(np.int64)
 
     @cached_property

@@ -834,7 +834,10 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def settings(self) -> dict[str, Any]:
         """What an optimizer must share with one whose log or state it takes up: its class, its noise, the options of
         its constructor that are attributes and plain, and, by a check sum, the tensors' names, shapes and dtypes."""
-        mine = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters if hasattr(self, key)}
+        # A class of a user's may hand on to its base what its own constructor does not name.
+        constructors = filter(inspect.isfunction, (vars(kind).get("__init__") for kind in type(self).__mro__))
+        options = {key for each in constructors for key in inspect.signature(each).parameters}
+        mine = {key: getattr(self, key) for key in sorted(options) if hasattr(self, key)}
         told = {key: value for key, value in mine.items() if key not in _UNTOLD and _is_plain(value)}
         tensors = sorted([name, list(t.shape), str(t.dtype)] for name, t in self.space.tensors.items())
         noise = {"seed": self._noise.seed, "noise": self._noise.distribution}
@@ -860,7 +863,8 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return len(log)
 
 
-_UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience"}  # options that no bit of a replay needs
+# Options that no bit of a replay needs.
+_UNTOLD = {"params", "lr", "radius", "evaluator", "model", "check", "patience", "fisher_check"}
 
 _MEASURED = {"lr", "radius", "penalty", "squared"}  # options whose effect a log holds, step by step
 

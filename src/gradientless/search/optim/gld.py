@@ -93,6 +93,7 @@ class GLD(ForwardOptimizer):
     ):
         self.options = options if options is None or not isinstance(options, list) else tuple(options)
         self.confirm = confirm
+        self.fisher_scale, self.fisher_draws, self.fisher_rows = fisher_scale, fisher_draws, fisher_rows
         self.importance_options = {
             "scale": fisher_scale,
             "draws": fisher_draws,
