@@ -15,7 +15,7 @@ from families import FAMILIES, LABELS, prompt_of
 from tiny_models import EXAMPLES
 
 from gradientless.errors import UserError
-from gradientless.language import backbone
+from gradientless.language import backbone, reading
 from gradientless.language.features import keep_states
 from gradientless.language.surfaces.ladder import FAMILIES as KNOWN
 from gradientless.language.surfaces.ladder import ChannelPool, window
@@ -552,6 +552,20 @@ def test_more_errors(folder, models, tmp_path):
 def test_every_family_is_tried():
     assert {"bert", "distilbert", "roberta", "opt", "llama", "t5"} <= set(KNOWN)
     assert set(KNOWN) - set(FAMILIES) == {"camembert", "mistral", "qwen2", "xlm-roberta"}  # same layers as one of those
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "opt", "llama"])
+@pytest.mark.parametrize("in_front", [True, False])
+def test_padding_in_front_of_texts_changes_no_score(kind, in_front, folder, monkeypatch):
+    """in_front: whether the model reads such rows rightly; else they are read with padding behind."""
+    if not in_front:
+        monkeypatch.setattr(reading, "padded_left", lambda *_: None)
+    scores = []
+    for padding in ("right", "left"):
+        surface = make(kind, folder, init="magnitude", padding=padding)
+        with torch.no_grad():
+            scores.append(surface.logits(surface.prepare(batch_of(surface)[0])))
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
 
 
 class TestKeptStates:

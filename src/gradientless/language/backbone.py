@@ -286,15 +286,6 @@ def longest(config: Any) -> int | None:
     return int(positions) if positions is not None and positions > 0 else None
 
 
-# This family counts positions from behind its padding index, and makes them itself from where padding stands.
-_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert")
-
-
-def takes_positions(config: Any) -> bool:
-    """Whether the model must be told positions where padding stands at the left."""
-    return config.model_type not in _POSITIONS_BEHIND_PADDING
-
-
 def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The last layer's states [B, T, width]. What the model does not take (such as segment ids) is left out."""
     known = inspect.signature(body.forward).parameters

@@ -147,12 +147,12 @@ def _options(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
     return reading.options(model, {name: tensor for name, tensor in inputs.items() if name not in READ})
 
 
-def laid_out(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def laid_out(model: nn.Module, inputs: dict[str, Tensor], length: int = reading.LENGTH) -> dict[str, Tensor]:
     """A batch as the model reads it: with padding in front of its texts (it has `position_ids` then) where that changes
-    nothing, and positions as the model counts them."""
+    nothing, and positions as the model counts them. length: as of `settle`."""
     if "position_ids" not in inputs:
         return inputs
-    how = reading.padded_left(model)
+    how = reading.padded_left(model, length)
     if how is None:
         return _padded_right(inputs)
     return {name: x for name, x in inputs.items() if name != "position_ids"} | how.of(inputs["attention_mask"])

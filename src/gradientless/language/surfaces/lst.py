@@ -597,12 +597,11 @@ class LstSurface(Surface):
         return "all layers" if self.shape.window == "all" else f"{self.shape.k} ({self.shape.window})"
 
     def _tensors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        left_out = ("states",) if backbone.takes_positions(self._config) else ("states", "position_ids")
-        tensors = {name: tensor.to(self.device) for name, tensor in batch.items() if name not in left_out}
+        tensors = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "states"}
         if "decoder" in self._family.towers and "decoder_input_ids" not in tensors:
             start = int(self._config.decoder_start_token_id)
             tensors["decoder_input_ids"] = tensors["input_ids"].new_full((len(tensors["input_ids"]), 1), start)
-        return tensors
+        return readouts.laid_out(self.model.backbone, tensors, self.max_length)
 
     def _features(self, tensors: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
         wanted = {tower: ladder.features_read for tower, ladder in self._ladders().items()}
