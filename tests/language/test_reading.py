@@ -319,6 +319,32 @@ def test_a_wrong_way_is_told_from_rounding():
     single = wanted.float()
     assert reading.near(single + 1e-4, single) and not reading.near(single + 0.1, single)
     assert not reading.near(single.where(single < 3, torch.nan), single)
+    for same in (torch.zeros(7), torch.full((7,), torch.nan), torch.full((7,), -torch.inf)):
+        assert not reading.near(same, same)
+
+
+def test_an_output_layer_of_zeros_shows_no_shortcut():
+    """It agrees with every way, right or wrong, and is tuned afterwards."""
+    config = t.MambaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, tie_word_embeddings=False, bos_token_id=1,
+        eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = t.MambaForCausalLM(config).eval()
+    said = model.lm_head.weight.detach().clone()
+    model.lm_head.weight.data.zero_()
+    row = {
+        "input_ids": torch.tensor([[5, 9, 3, 7], [8, 2, 6, 4]]),
+        "attention_mask": torch.ones(2, 4, dtype=torch.int64),
+    }
+    stops = torch.tensor([39])
+    readouts.written(model, row, stops, 3)  # which looks at the model
+    model.lm_head.weight.data.copy_(said)
+    assert torch.equal(
+        readouts.written(model, row, stops, 6),
+        readouts.greedily(lambda ids: model(torch.cat([row["input_ids"], ids], 1)).logits[:, -1], 2, stops, 6),
+    )
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])

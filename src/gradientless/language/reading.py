@@ -63,7 +63,8 @@ def agreeing(ways: Sequence[T], go: Callable[[T], Tensor], plainly: Callable[[],
 
 
 def near(found: Tensor, wanted: Tensor) -> bool:
-    """Whether two ways led to the same values, as far as the dtype of those that are `wanted` goes."""
+    """Whether two ways led to the same values, as far as the dtype of those that are `wanted` goes. Values that are all
+    one, as those of an output layer of zeros, show nothing: any way leads to them until the layer is tuned."""
     if found.shape != wanted.shape:
         return False
     allowed = NEAR.get(wanted.dtype, NEAR[torch.float32])
@@ -72,7 +73,7 @@ def near(found: Tensor, wanted: Tensor) -> bool:
         return False
     found, wanted = found.nan_to_num(0.0, 0.0, 0.0), wanted.nan_to_num(0.0, 0.0, 0.0)
     spread = (wanted - wanted.mean()).square().mean().sqrt()
-    return bool((found - wanted).square().mean().sqrt() <= allowed * spread)
+    return bool(spread > 0) and bool((found - wanted).square().mean().sqrt() <= allowed * spread)
 
 
 def tried(way: Callable[[], Tensor]) -> Tensor | None:
