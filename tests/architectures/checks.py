@@ -117,6 +117,11 @@ class Subject:
     def plain(self) -> Any:
         return getattr(transformers, self.architecture.auto).from_pretrained(self.model()).eval()
 
+    @property
+    def start(self) -> list[int]:
+        """What the decoder of a text-to-text model begins with."""
+        return [int(self.plain.config.decoder_start_token_id)] if self.family == "text-to-text" else []
+
     # What the library is given, made by hand ----------------------------------------------------------------------
 
     def ids(self, text: str) -> list[int]:
@@ -210,8 +215,7 @@ def likelihoods(subject: Subject, model: Any, front: str, back: str, word: Seque
     elif subject.family == "causal":
         logits = logits_of(model, [*ahead, *tokens[:-1]])[len(ahead) - 1 :]
     else:
-        start = int(model.config.decoder_start_token_id)
-        logits = logits_of(model, [*ahead, *after], [start, *tokens[:-1]])
+        logits = logits_of(model, [*ahead, *after], [*subject.start, *tokens[:-1]])
     read = torch.arange(len(tokens)), torch.tensor(tokens)
     return logits[read], logits.log_softmax(-1)[read]
 
@@ -237,8 +241,8 @@ def deaf(subject: Subject) -> bool:
     """Whether what the library's model says at a token depends on no other (as where it has no kernel but a GPU's)."""
     ids = subject.ids(text_of(6))
     others = [*ids[:2], *subject.ids(text_of(8, 5))[2:4], *ids[4:]]
-    start = [int(subject.plain.config.decoder_start_token_id)] if subject.family == "text-to-text" else []
-    return apart(logits_of(subject.plain, others, start)[-1], logits_of(subject.plain, ids, start)[-1]) < 1
+    found, wanted = (logits_of(subject.plain, row, subject.start)[-1] for row in (others, ids))
+    return apart(found, wanted) < 1
 
 
 # The checks ----------------------------------------------------------------------------------------------------------
@@ -570,8 +574,7 @@ def written(subject: Subject, model: Any, front: str, limit: int) -> str:
     tokenizer = subject.tokenizer
     while len(said) < limit:
         if subject.family == "text-to-text":
-            start = int(model.config.decoder_start_token_id)
-            logits = logits_of(model, [*before, *subject.ids(front), *after], [start, *said])
+            logits = logits_of(model, [*before, *subject.ids(front), *after], [*subject.start, *said])
         else:
             logits = logits_of(model, [*before, *subject.ids(front), *said])
         said.append(int(logits[-1].argmax()))
@@ -625,6 +628,12 @@ def outcomes(subject: Subject, tried: str, checks: Sequence[str]) -> dict[str, O
     """Checks of one surface. Where it cannot be made, or the library's model is deaf, none of them is tried."""
 
     def begin() -> None:
+        try:
+            spoken = logits_of(subject.plain, subject.ids(text_of(6)), subject.start)
+        except Exception as error:  # noqa: BLE001 (whatever the library raises)
+            raise Limit(f"the library's own model cannot be made, opened or called: {told(error)}") from None
+        if not bool(torch.isfinite(spoken).all()):
+            raise Wrong("the check is blind: the library's own scores are not finite")
         if deaf(subject):
             raise Limit("on this machine the library's own model reads each token by itself")
         subject.moved(tried)
@@ -644,7 +653,6 @@ def attempt(subject: Subject, check: Callable[[], Outcome | None]) -> Outcome:
     except Wrong as wrong:
         return Outcome(FAULT, str(wrong))
     except UserError as refusal:
-        line = str(refusal).replace(str(subject.folder), "")
-        return Outcome(FAULT if "\n" in line else REFUSED, line)
+        return Outcome(REFUSED, "; ".join(str(refusal).replace(str(subject.folder), "").split("\n")))
     except Exception as error:  # noqa: BLE001 (a crash is what is looked for)
         return Outcome(FAULT, told(error))

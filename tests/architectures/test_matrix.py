@@ -76,7 +76,6 @@ def test_every_check_is_seen_to_fail():
         (Wrong("x"), FAULT),
         (RuntimeError("x"), FAULT),
         (UserError("x: must be y, got z"), REFUSED),
-        (UserError("two\nlines"), FAULT),
         (checks.Limit("x"), LIMIT),
     ],
 )

@@ -88,8 +88,8 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "afmoe": {}, "apertus": {}, "arcee": {}, "bamba": {**STATES, "attn_layer_indices": [1]}, "bart": {}, "beam": {},
     "bert": {"is_decoder": True}, "bert-generation": {"is_decoder": True}, "bert-generation, both ways": {},
     "big_bird": {"is_decoder": True}, "biogpt": {}, "bitnet": {}, "bloom": {},
-    "camembert": {"is_decoder": True}, "codegen": {}, "cohere": {}, "cohere2": {}, "cohere2_moe": {}, "ctrl": {},
-    "cwm": {}, "data2vec-text": {"is_decoder": True}, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
+    "camembert": {"is_decoder": True}, "codegen": {"n_head": 4}, "cohere": {}, "cohere2": {}, "cohere2_moe": {},
+    "ctrl": {}, "cwm": {}, "data2vec-text": {"is_decoder": True}, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
     "diffllama": {"num_key_value_heads": 2}, "doge": {}, "dory": {},
     "dots1": {"n_shared_experts": 1}, "electra": {"is_decoder": True}, "ernie": {"is_decoder": True},
     "ernie4_5": {}, "ernie4_5_moe": {"moe_num_shared_experts": 1, "moe_k": 2}, "exaone": {}, "exaone4": {},
@@ -112,7 +112,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "granitemoeshared": {"shared_intermediate_size": 16}, "helium": {}, "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {"moe_topk": 2}, "hyperclovax": {}, "internlm3": {}, "jais2": {},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
-              "mamba_d_state": 4, "mamba_dt_rank": 4},
+              "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     "jetmoe": {"kv_channels": 8},
     "kimi_linear": {"layer_types": MIXED, "mlp_layer_types": ["dense", "sparse"], "linear_num_heads": 2,
                     "linear_head_dim": 8, "num_experts_per_token": 2, "qk_head_dim": 8, "num_key_value_heads": 2},
@@ -144,8 +144,9 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "xlnet": {}, "xlstm": {"num_blocks": 2, "hidden_size": 128, "embedding_dim": 128},
     "youtu": LATENT,
     "zamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "mamba_d_state": 4, "mamba_dt_rank": 4,
-              "n_mamba_heads": 2, "num_key_value_heads": 2, "attention_hidden_size": 32, "attention_head_dim": 16,
-              "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+              "use_mamba_kernels": False, "n_mamba_heads": 2, "num_key_value_heads": 2, "attention_hidden_size": 32,
+              "attention_head_dim": 16, "num_hidden_layers": 4,
+              "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "zamba2": {"mamba_d_state": 4, "n_mamba_heads": 4, "mamba_ngroups": 1, "chunk_size": 8, "layers_block_type":
                ["mamba", "hybrid"], "hybrid_layer_ids": [1], "mamba_headdim": 8, "adapter_rank": 4},
 }  # fmt: skip
@@ -245,7 +246,9 @@ class Architecture:
                     noise = torch.randn(tensor.shape)
                     if tensor.ndim > 1:
                         tensor.copy_(0.25 * noise)
-                    elif not any(part in name for part in ("A_log", "dt_", "time_")):  # else the states may explode
+                    elif not any(
+                        part in name for part in ("A_log", "dt_", "time_", "recurrent_param")
+                    ):  # else the states may explode
                         # Of either sign: a tied output layer would repeat the last token, whatever the text is.
                         tensor.mul_(noise.sign()).add_(0.3 * noise)
         model.tie_weights()
