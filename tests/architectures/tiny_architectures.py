@@ -44,6 +44,7 @@ LINEAR = {
     "layer_types": MIXED, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }  # fmt: skip
+ALONE = {"is_decoder": True, "is_encoder_decoder": False}  # the decoder of an encoder-decoder
 STATES = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 MAMBA2 = {"state_size": 4, "expand": 2, "head_dim": 8, "num_heads": 4, "n_groups": 1, "chunk_size": 8}
 
@@ -85,7 +86,7 @@ TEXT_TO_TEXT: dict[str, dict[str, Any]] = {
     "t5, gated": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, "t5, bytes": BYTES, "umt5": {},
 }  # fmt: skip
 CAUSAL: dict[str, dict[str, Any]] = {
-    "afmoe": {}, "apertus": {}, "arcee": {}, "bamba": {**STATES, "attn_layer_indices": [1]}, "bart": {}, "beam": {},
+    "afmoe": {}, "apertus": {}, "arcee": {}, "bamba": {**STATES, "attn_layer_indices": [1]}, "bart": ALONE, "beam": {},
     "bert": {"is_decoder": True}, "bert-generation": {"is_decoder": True}, "bert-generation, both ways": {},
     "big_bird": {"is_decoder": True}, "biogpt": {}, "bitnet": {}, "bloom": {},
     "camembert": {"is_decoder": True}, "codegen": {"n_head": 4}, "cohere": {}, "cohere2": {}, "cohere2_moe": {},
@@ -122,15 +123,16 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "llama4_text": {"intermediate_size_mlp": 32},
     "longcat_flash": {**LATENT, "qk_head_dim": 8, "ffn_hidden_size": 32, "moe_topk": 2, "zero_expert_num": 2,
                       "expert_ffn_hidden_size": 16},
-    "mamba": {"state_size": 4, "time_step_rank": 4}, "mamba2": MAMBA2, "marian": {}, "mbart": {},
+    "mamba": {"state_size": 4, "time_step_rank": 4}, "mamba2": MAMBA2, "marian": ALONE, "mbart": ALONE,
     "megatron-bert": {"is_decoder": True}, "minicpm3": {}, "minimax": {"layer_types": MIXED, "block_size": 8},
     "minimax_m2": {}, "ministral": {}, "mistral": {}, "mistral, window": {"sliding_window": 8},
-    "mixtral": {}, "modernbert-decoder": {}, "mpt": {}, "mvp": {}, "nanochat": {}, "nemotron": {},
+    "mixtral": {}, "modernbert-decoder": {}, "mpt": {}, "mvp": ALONE, "nanochat": {}, "nemotron": {},
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "mlp"], "ssm_state_size": 4, "mamba_num_heads": 4,
                    "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 8, "moe_shared_expert_intermediate_size": 16},
     "olmo": {}, "olmo2": {}, "olmo3": {}, "olmoe": {}, "openai-gpt": {}, "opt": {},
-    "opt, projected": {"word_embed_proj_dim": 8, "do_layer_norm_before": False}, "pegasus": {}, "persimmon": {},
-    "phi": {}, "phi3": {}, "phimoe": {}, "plbart": {}, "prophetnet": {}, "qwen2": {}, "qwen2_moe": {}, "qwen3": {},
+    "opt, projected": {"word_embed_proj_dim": 8, "do_layer_norm_before": False}, "pegasus": ALONE, "persimmon": {},
+    "phi": {}, "phi3": {}, "phimoe": {}, "plbart": ALONE, "prophetnet": ALONE, "qwen2": {},
+    "qwen2_moe": {}, "qwen3": {},
     "qwen3_5_text": LINEAR, "qwen3_5_moe_text": LINEAR, "qwen3_moe": {}, "qwen3_next": LINEAR,
     "recurrent_gemma": {"lru_width": 16, "block_types": ["recurrent", "attention"], "attention_window_size": 96},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "local"], "local_attn_chunk_length": 8,
@@ -140,7 +142,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "roberta": {"is_decoder": True}, "roberta-prelayernorm": {"is_decoder": True}, "roformer": {"is_decoder": True},
     "rwkv": {"attention_hidden_size": 16, "context_length": 96}, "seed_oss": {}, "smollm3": {}, "solar_open": {},
     "stablelm": {}, "starcoder2": {}, "vaultgemma": {}, "xglm": {"attention_heads": 2},
-    "xlm": {"causal": True, "n_langs": 1}, "xlm-roberta": {"is_decoder": True}, "xlm-roberta-xl": {"is_decoder": True},
+    "xlm-roberta": {"is_decoder": True}, "xlm-roberta-xl": {"is_decoder": True},
     "xlnet": {}, "xlstm": {"num_blocks": 2, "hidden_size": 128, "embedding_dim": 128},
     "youtu": LATENT,
     "zamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "mamba_d_state": 4, "mamba_dt_rank": 4,
