@@ -18,6 +18,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "language"))  # the tokenizers of the tests
 
 import peft  # noqa: F401 (here once, not in every process)
@@ -42,6 +44,7 @@ Row = dict[str, dict[str, Outcome]]  # surface -> check -> what came of it
 def examine(name: str, surfaces: list[str], checks: list[str], file: Path) -> None:
     """All cells of one architecture, written to `file` after each surface."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     row: Row = {}

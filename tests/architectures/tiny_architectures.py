@@ -248,9 +248,9 @@ class Architecture:
                     noise = torch.randn(tensor.shape)
                     if tensor.ndim > 1:
                         tensor.copy_(0.25 * noise)
-                    elif not any(
-                        part in name for part in ("A_log", "dt_", "time_", "recurrent_param")
-                    ):  # else the states may explode
+                    elif name.endswith("norm.weight") and not tensor.any():  # a norm that scales by one and its weight
+                        tensor.copy_(1.5 * noise)
+                    elif not any(part in name for part in ("A_log", "dt_", "time_", "recurrent_param")):  # may explode
                         # Of either sign: a tied output layer would repeat the last token, whatever the text is.
                         tensor.mul_(noise.sign()).add_(0.3 * noise)
         model.tie_weights()
