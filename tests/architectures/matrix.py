@@ -36,7 +36,7 @@ from checks import ALONE, CHECKS, FAULT, LIMIT, OK, REFUSED, TRIED, Outcome, Sub
 from tiny_architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 240  # that one architecture may take
+SECONDS = 600  # that one architecture may take
 KEPT = ROOT / "build" / "architectures"
 Row = dict[str, dict[str, Outcome]]  # surface -> check -> what came of it
 

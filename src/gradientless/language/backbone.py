@@ -229,7 +229,12 @@ def keys_and_values(stack: nn.Module, ids: Tensor) -> list[tuple[Tensor, Tensor]
     try:
         stack(input_ids=ids, attention_mask=torch.ones_like(ids), **{name: kept})
         found = [(layer.keys, layer.values) for layer in kept.layers]
-        return found if len({tensor.shape for pair in found for tensor in pair}) == 1 else None
+        if len({tensor.shape for pair in found for tensor in pair}) > 1:
+            return None
+        kept = cache(torch.stack([torch.stack(pair) for pair in found]))
+        more = ids.new_ones(len(ids), ids.shape[1] + 1)  # a token goes on behind them
+        stack(input_ids=ids[:, :1], attention_mask=more, **{name: kept})
+        return found
     except Exception:  # noqa: BLE001 (a layer that keeps something else asks for it in many ways)
         return None
 
