@@ -233,8 +233,22 @@ def plain_scores(subject: Subject, model: Any, tokens: str, examples: Sequence[E
     return torch.stack(rows)
 
 
-def reads_both_ways(model: Any, ids: Sequence[int]) -> bool:
-    return apart(logits_of(model, ids)[: len(ids) // 2], logits_of(model, ids[: len(ids) // 2])) > 1
+def reads_both_ways(subject: Subject) -> bool:
+    """Whether what the library's model says at a token depends on those behind it."""
+    ids = subject.ids(text_of(8))
+    others = [*ids[:4], *subject.ids(text_of(8, 5))[4:]]
+    ours, theirs = (logits_of(subject.plain, row) for row in (ids, others))
+    return apart(ours[:4], theirs[:4]) > 1
+
+
+def counts_tokens(subject: Subject) -> bool:
+    """Whether what the library's model says at a token depends on how many there are behind it, whichever they are."""
+    ids = subject.ids(text_of(8))
+    if subject.family == "text-to-text":
+        long, short = (logits_of(subject.plain, ids, [*subject.start, *ids[:n]]) for n in (7, 3))
+    else:
+        long, short = (logits_of(subject.plain, ids[:n]) for n in (8, 4))
+    return subject.family != "masked" and apart(long[:4], short) > 1
 
 
 def deaf(subject: Subject) -> bool:
@@ -259,8 +273,7 @@ def scores(subject: Subject, tried: str) -> None:
         if apart(every, every[:1].expand_as(every)) < 1:
             raise Wrong("texts that differ have the same features")
         return
-    base = subject.plain
-    if subject.family == "causal" and reads_both_ways(base, subject.ids(text_of(9))):
+    if subject.family == "causal" and reads_both_ways(subject):
         scores_of(subject.surface(tried))
         raise Wrong("a model that reads both ways is scored as a causal one")
     for tokens in ("one token", "several tokens"):
@@ -271,6 +284,8 @@ def scores(subject: Subject, tried: str) -> None:
         found, what = one_by_one(surface), f"scores of words of {tokens}"
         if apart(found, wanted) > 1 and tokens != "one token" and padding_moves(subject, surface, tried):
             raise Limit(f"{what} differ, whose rows are padded: plain transformers' own logits then do")
+        if apart(found, wanted) > 1 and counts_tokens(subject):
+            raise Limit(f"{what} differ: plain transformers' own depend on how many tokens stand behind")
         same(found, wanted, what)
 
 
@@ -547,6 +562,8 @@ def choices(subject: Subject, tried: str) -> None:
     for n, row in enumerate(rows):
         for c, choice in enumerate(row.choices):
             alone[n, c] = scores_of(surface, [Example(row.text, 0, choices=(choice,))])[0, 0]
+    if counts_tokens(subject):
+        raise Limit("log-likelihoods of choices differ: plain transformers' own depend on how many tokens stand behind")
     same(alone.nan_to_num(neginf=0), wanted.nan_to_num(neginf=0), "log-likelihoods of choices, one by one,")
     if padding_moves(subject, surface, tried, rows):
         raise Limit("padded, log-likelihoods of choices differ, as plain transformers' own do")

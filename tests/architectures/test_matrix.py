@@ -1,4 +1,4 @@
-"""The matrix of architectures: its checks can fail, and its command says so."""
+"""The matrix of architectures: a quick part of it, that its checks can fail, and its command."""
 
 from __future__ import annotations
 
@@ -17,10 +17,42 @@ from gradientless.language.surfaces import FullSurface, HeadSurface
 from gradientless.search.evaluators.inject import Inject
 from gradientless.search.space import Space
 
+# Of as different kinds as can be, each on the surface and in the checks where it is most unlike the others.
+QUICK = {
+    "mobilebert": ("full", ["scores", "saved", "inject"]),  # an output layer that is never called
+    "longformer": ("full, head", ["scores", "inject"]),  # tokens before rows
+    "deberta-v2, its own output layer": ("full", ["scores", "dropout"]),
+    "roberta (causal)": ("full", ["choices", "texts"]),  # positions behind the padding's index
+    "marian": ("full", ["scores", "saved", "texts"]),  # a bias behind the output layer, positions that are not saved
+    "opt, projected": ("full, head", ["scores", "walk", "dropout"]),  # states of another width
+    "llama": ("prefix", ["saved", "choices", "texts"]),
+    "mamba": ("full", ["padding", "choices", "texts"]),  # states that are no keys and values
+    "qwen3_5_text": ("prompt", ["choices", "texts"]),  # layers of both kinds
+    "phimoe": ("lora", ["scores", "inject", "saved"]),  # a router that answers with a tuple
+    "xlnet": ("full", ["scores"]),  # reads both ways
+    "fnet": ("head", ["scores", "padding"]),  # knows no mask
+    "flaubert": ("prefix", ["scores"]),  # takes no longer mask than its tokens
+    "xlm": ("prefix", ["scores"]),
+    "ibert": ("prompt", ["scores"]),  # embeddings that come with a scale
+    "prophetnet (causal)": ("prompt", ["scores"]),
+    "kimi_linear": ("prompt", ["scores"]),  # a million positions, and a table that seems to end
+    "canine": ("full, head", ["walk"]),  # tokens of several tables
+    "rwkv": ("full", ["dropout", "texts"]),  # drops nothing
+    "gpt_oss": ("bias", ["inject"]),  # a router that is no layer
+}
+
 
 @pytest.fixture(scope="module")
 def subject_of(tmp_path_factory):
     return lambda name: Subject(ARCHITECTURES[name], tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if ARCHITECTURES[name].known])
+def test_no_fault_in_the_quick_part(name, subject_of):
+    surface, asked = QUICK[name]
+    found = checks.outcomes(subject_of(name), surface, asked)
+    assert set(found) == set(asked)
+    assert not {check: each for check, each in found.items() if each.word == FAULT}
 
 
 # --- the checks can fail ----------------------------------------------------------------------------------------------

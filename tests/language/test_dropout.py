@@ -8,8 +8,10 @@ import transformers
 from tiny_models import EXAMPLES, SMALL, make_tokenizer
 from torch import nn
 
+from gradientless.errors import UserError
 from gradientless.language.dropout import dropping
 from gradientless.language.surfaces import FullSurface
+from gradientless.language.tasks import Prompt
 
 LABELS = ("bad", "good")
 GQA = {**SMALL, "num_key_value_heads": 1, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 1}
@@ -141,3 +143,30 @@ class TestRate:
         assert torch.equal(torch.get_rng_state(), state)
         with dropping(0.0, None):
             assert torch.equal(nn.Dropout(0.5).eval()(self.ones), self.ones)
+
+
+WITHOUT = {  # architectures that drop nothing anywhere
+    "mamba": lambda: t.MambaConfig(vocab_size=12, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "rwkv": lambda: t.RwkvConfig(
+        vocab_size=12, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, context_length=32
+    ),
+    "mamba2": lambda: t.Mamba2Config(
+        vocab_size=12, hidden_size=16, num_hidden_layers=2, state_size=4, expand=2, head_dim=8, num_heads=4, n_groups=1,
+        chunk_size=8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_rate_that_cannot_act_is_refused(kind, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        t.AutoModelForCausalLM.from_config(WITHOUT[kind]()).save_pretrained(tmp_path)
+    make_tokenizer(False).save_pretrained(tmp_path)
+    asked = {"prompt": Prompt("{text} was", {"bad": " bad", "good": " good"}), "max_length": 16}
+    FullSurface.create(str(tmp_path), LABELS, **asked)
+    with pytest.raises(UserError, match=r"^full: dropout must be 0 for '.*', which drops nothing anywhere, got 0\.5$"):
+        FullSurface.create(str(tmp_path), LABELS, dropout=0.5, **asked)
+    state = torch.get_rng_state()
+    surface = FullSurface.create(str(tmp_path), LABELS, dropout=0.5, max_length=16)  # a head drops by itself
+    assert surface.dropout == 0.5 and torch.equal(torch.get_rng_state(), state)

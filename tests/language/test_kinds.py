@@ -145,6 +145,18 @@ class TestPositions:
             FullSurface.create(folder, LABELS, prompt=prompt, max_length=31)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_rows_as_long_as_what_is_stated_are_not_tried(kind, monkeypatch):
+    """A table that seems to end is looked at where it does."""
+    config = CONFIGS[kind]()
+    config.max_position_embeddings = 10**6 if kind == "llama" else 4096
+    model, tried = t.AutoModel.from_config(config).eval(), []
+    monkeypatch.setattr(seen, "_table_ends", lambda body, config: [12, 20, 5000])
+    row = seen._row
+    monkeypatch.setattr(seen, "_row", lambda config, length: tried.append(length) or row(config, length))
+    assert seen.longest(model, 30) is None and tried == [13, 21]
+
+
 class TestDirection:
     @pytest.mark.parametrize("config", [
         t.BertConfig(is_decoder=True, **BERT),

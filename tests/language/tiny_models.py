@@ -79,28 +79,31 @@ LINES = [
 ] * 4
 
 
-def _byte_level(end: str, merges: int, lines: list[str] = LINES) -> Tokenizer:
+def _byte_level(end: str, merges: int, lines: list[str] = LINES, ascii_alone: bool = False) -> Tokenizer:
+    """ascii_alone: no tokens of bytes that are no character by themselves."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = [c for c in pre_tokenizers.ByteLevel.alphabet() if not ascii_alone or c.isascii() or c in "ĠĊ"]
     inner.train_from_iterator(
         lines,
         trainers.BpeTrainer(
-            vocab_size=256 + 5 + merges, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
+            vocab_size=len(alphabet) + 5 + merges, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
         ),
     )
     return inner
 
 
-def byte_level(merges: int = 200, lines: list[str] = LINES):
+def byte_level(merges: int = 200, lines: list[str] = LINES, ascii_alone: bool = False):
     """Like GPT-2's and SmolLM2's: no special tokens around a text, none for padding. Few merges split words."""
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=_byte_level("<end>", merges, lines), eos_token="<end>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level("<end>", merges, lines, ascii_alone), eos_token="<end>"
+    )
 
 
-def roberta_like(lines: list[str] = LINES, merges: int = 200):
+def roberta_like(lines: list[str] = LINES, merges: int = 200, ascii_alone: bool = False):
     """Byte-level with <s> and </s> around a text and a mask token that takes the blank in front of it."""
-    inner = _byte_level("<pad>", merges, lines)
+    inner = _byte_level("<pad>", merges, lines, ascii_alone)
     inner.add_special_tokens(["<s>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
     s, e = inner.token_to_id("<s>"), inner.token_to_id("</s>")
     inner.post_processor = RobertaProcessing(("</s>", e), ("<s>", s), add_prefix_space=False)

@@ -293,7 +293,9 @@ def longest(config: Any) -> int | None:
 
 def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The last layer's states [B, T, width]. What the model does not take (such as segment ids) is left out."""
-    known = inspect.signature(body.forward).parameters
+    known: Collection[str] = inspect.signature(body.forward).parameters
+    if "input_ids" not in known:  # it hands all on that it is given, as the decoder of an encoder-decoder alone does
+        known = ("input_ids", "attention_mask", "position_ids", "use_cache")
     options: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in known}
     if "use_cache" in known:
         options["use_cache"] = False

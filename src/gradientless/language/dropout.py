@@ -28,12 +28,15 @@ class _AtRate(TorchFunctionMode):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self._rate = rate
+        self.acted = False  # whether anything was dropped, or could have been
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _DROPS:
+            self.acted = True
             return func(args[0] if args else kwargs["input"], self._rate, True)
         if func is _F.scaled_dot_product_attention:
+            self.acted = True
             args, behind = args[:_BEFORE_RATE], args[_BEFORE_RATE + 1 :]
             named = dict(zip(("is_causal",), behind, strict=False))
             return func(*args, **(kwargs | named | {"dropout_p": self._rate}))
@@ -54,3 +57,11 @@ def dropping(rate: float, generator: torch.Generator | None) -> Iterator[None]:
         if rate:
             stack.enter_context(_AtRate(rate))
         yield
+
+
+def drops(run: Callable[[], object]) -> bool:
+    """Whether a model that `run` calls drops anything anywhere: not every architecture does."""
+    watching = _AtRate(0.0)
+    with watching:
+        run()
+    return watching.acted

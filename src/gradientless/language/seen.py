@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradientless.errors import UserError, one_line
 from gradientless.language import backbone, reading
+from gradientless.language.dropout import drops
 
 SHORT = 8  # tokens of a row that is to show something
 
@@ -46,22 +47,29 @@ def see(model: nn.Module) -> Seen:
     return Seen(states.shape[-1], bool(alike))
 
 
+def require_dropout(owner: str, name: str, model: nn.Module, rate: float) -> None:
+    """Raise `UserError` where a rate of dropout is asked for and the model, called `name`, drops nothing."""
+    if rate and not drops(lambda: _states(_body(model), model.config, _row(model.config, SHORT))):
+        raise UserError(f"{owner}: dropout must be 0 for '{name}', which drops nothing anywhere, got {rate}")
+
+
 def longest(model: nn.Module, wanted: int) -> int | None:
     """The most tokens of a row that the model reads, where that is fewer than `wanted`; else None.
 
-    What its configuration states holds where no table of positions seems to end before; otherwise a row of as many
-    tokens is tried. Raises `UserError` for one that fails without a table that ends.
+    What its configuration states holds where no table of positions seems to end before; where one does, a row that goes
+    beyond its end is tried, and where nothing is stated, one of as many tokens as are wanted. Raises `UserError` where
+    a row fails without a table that ends.
     """
     stated = backbone.longest(model.config)
     if stated is not None and wanted > stated:
         return longest(model, stated) or stated
     body = _reader(model)
-    if stated is not None and all(end >= wanted for end in _table_ends(body, model.config)):
-        return None
-    try:
-        _states(body, model.config, _row(model.config, wanted), _Lookups())
-    except _Beyond as beyond:  # by fewer than `wanted`, since a shorter row was read
-        return longest(model, wanted - beyond.by) or wanted - beyond.by
+    tries = sorted({end + 1 for end in _table_ends(body, model.config) if end < wanted})
+    for length in tries if stated is not None else [*tries, wanted]:  # not what is stated: that may be a million
+        try:
+            _states(body, model.config, _row(model.config, length), _Lookups())
+        except _Beyond as beyond:  # by fewer than `length`, since a shorter row was read
+            return longest(model, length - beyond.by) or length - beyond.by
     return None
 
 

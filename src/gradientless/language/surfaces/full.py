@@ -234,7 +234,9 @@ class FullSurface(Surface):
         if prompt is None:
             raise UserError("full: readout 'prompt' needs a prompt, got none")
         encoder = prompt_encoder(model, prompt, labels, max_length, truncation, padding, "full", max_new_tokens)
-        return cls(PromptReading(speaking("full", model, encoder, dtype, device), encoder), dropout=dropout)
+        module = speaking("full", model, encoder, dtype, device)
+        seen.require_dropout("full", model, module, dropout)
+        return cls(PromptReading(module, encoder), dropout=dropout)
 
     @property
     def device(self) -> torch.device:
@@ -334,7 +336,10 @@ class FullSurface(Surface):
         """The batch's tokens in the table of a single tower; of one that is tied to an output layer, the label words
         too, or nothing where all of that layer is read."""
         body: Any = self.reading.body
-        table = body.get_input_embeddings()
+        try:
+            table = body.get_input_embeddings()
+        except NotImplementedError:  # the library's answer for a model whose tokens have several tables
+            return {}
         if type(table) is not nn.Embedding or body.config.is_encoder_decoder or "input_ids" not in prepared.tensors:
             return {}
         name = next((name for name, tensor in self.trainable().items() if tensor is table.weight), None)

@@ -82,11 +82,27 @@ class _VirtualTokens(AdapterSurface):
             raise UserError(f"{self.owner}: tokens must be from 1 to {room}, what max_length leaves, got {count}")
         generator = torch.Generator().manual_seed(self.options["seed"])
         ids = torch.randint(int(self._config.vocab_size), (1, count), generator=generator).to(self.device)
-        values = self.first_values(ids)
-        if start == "random":
-            values = torch.empty(values.shape).normal_(0.0, 0.02, generator=generator)
-        self.register(values, generator)
-        self.hook()
+        try:
+            values = self.first_values(ids)
+            if start == "random":
+                values = torch.empty(values.shape).normal_(0.0, 0.02, generator=generator)
+            self.register(values, generator)
+            self.hook()
+            self.read()
+        except UserError:
+            raise
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"{self.owner}: the model must read virtual tokens in front of a text, got from "
+                f"{self._config.model_type}: {reason}"
+            ) from None
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """A short text behind the virtual tokens, of which not every model knows what to make."""
+        core, texts = self.core, reading.some_tokens(self.core, 3, 2)
+        core(**reading.options(core, reading.padded(texts)))
 
     def register(self, values: Tensor, generator: torch.Generator) -> None:
         """Put the tuned tensors into `core`. values: of the virtual tokens at first."""
