@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import statistics
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,22 @@ class TestUntuned:
         by_hand = logits_by_hand(folder, prompts_by_hand(splits.validation))
         assert torch.allclose(centred(found.logits), centred(by_hand), atol=1e-4)
         assert found.forward_passes == 0 and found.seconds > 0
+
+    @pytest.mark.parametrize("way", ["zero-shot", "calibrated", "icl"])
+    def test_time_and_memory_are_those_of_reading(self, way, folder, monkeypatch):
+        """A fifth of a second and 64 MiB each time that rows are read."""
+        read = untuned.logits_of
+
+        def heavy(*arguments):
+            taken = torch.ones(64 << 18)
+            time.sleep(0.2)
+            return read(*arguments) * taken[0]
+
+        monkeypatch.setattr(untuned, "logits_of", heavy)
+        config, begin = config_of(folder), time.perf_counter()
+        found = untuned.WAYS[way].use(config, load_splits(config), untuned.WAYS[way].options)
+        assert 0.2 <= found.seconds <= time.perf_counter() - begin
+        assert 64 <= found.peak_memory_mib < 400
 
     def test_calibrated_divides_by_the_answer_to_nothing(self, folder):
         config = config_of(folder)

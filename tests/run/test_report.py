@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from gradientless.errors import UserError
@@ -49,6 +50,21 @@ def test_close_shows_results_and_what_to_do_next(logged, folder):
 def test_no_plot_before_the_first_evaluation(folder):
     folder.append_metrics({"step": 1, "split": "train", "forward_passes": 21, "loss": 0.7})
     assert report.plot(folder) is False and not folder.plot.exists()
+
+
+def test_the_plot_shows_accuracy_and_loss_of_the_evaluations(folder, monkeypatch):
+    records = [(21, 0.7, 0.5), (42, 0.6, 0.75), (63, float("nan"), 0.5)]
+    for step, (passes, loss, accuracy) in enumerate(records, 1):
+        shared = {"step": step, "forward_passes": passes}
+        folder.append_metrics({**shared, "split": "train", "loss": 9.0})
+        folder.append_metrics({**shared, "split": "validation", "loss": loss, "accuracy": accuracy})
+    drawn, titles = [], []
+    monkeypatch.setattr(Axes, "plot", lambda axes, x, y, **style: drawn.append((list(x), list(y))))
+    title = Axes.set_title
+    monkeypatch.setattr(Axes, "set_title", lambda axes, text: (titles.append(text), title(axes, text)))
+    assert report.plot(folder) is True
+    assert titles == ["validation accuracy", "validation loss"]
+    assert drawn == [([21, 42, 63], [0.5, 0.75, 0.5]), ([21, 42], [0.7, 0.6])]
 
 
 def test_a_loss_that_ran_away_leaves_a_gap(folder):

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from safetensors.torch import load_file
 
 import tiny_run
 from gradientless import cli
+from gradientless.language.data import batch_indices
 from gradientless.language.surfaces import HeadSurface
-from gradientless.run.evaluation import load_surface, logits_of
+from gradientless.run.assemble import make_surface
+from gradientless.run.evaluation import evaluate_folder, load_splits, load_surface, logits_of
 from gradientless.run.predict import predict_texts
+from gradientless.run.runfolder import RunFolder
 from gradientless.run.sealed import sealed, unsealed
 from gradientless.run.train import Run, Stopped
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
+from gradientless.search.schedules import multiplier
 
 MAJORITY = 0.6
 GLD = ("optimizer.radius=0.1",)
@@ -132,6 +137,22 @@ class TestARun:
         records = metrics_of(finished, "validation")
         assert shown == [(record["step"], pytest.approx(record["accuracy"])) for record in records]
 
+    @pytest.mark.parametrize(
+        ("optimizer", "key", "shown"), [("gld", "radius", "radius"), ("adamw", "lr", "learning rate")]
+    )
+    def test_the_rate_of_each_step_is_that_of_its_schedule(self, optimizer, key, shown, train):
+        """As the optimizer has it when a step is logged."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        schedule = ("schedule.name=linear", "schedule.floor=0.2", "schedule.warmup=2", "log_every=1")
+        run = train("scheduled", f"optimizer.{key}=0.05", *schedule, optimizer=optimizer, steps=8)
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        curve = multiplier("linear", 8, floor=0.2, warmup=2)
+        expected = [(t + 1, pytest.approx(0.05 * curve(t))) for t in range(8)]
+        assert [(event.step, event.value) for event in events.Scalars(shown)] == expected
+        assert len({curve(t) for t in range(8)}) > 6
+
     def test_says_what_it_does_and_what_comes_next(self, train, capsys):
         run = train("told", *GLD, steps=60)
         told = capsys.readouterr()
@@ -173,6 +194,20 @@ class TestARun:
         assert found is not None and found[1] == "12,602"
         assert 2 * (1 - done / 600) <= float(found[2]) + 0.05 <= 6 * (1 - done / 600)
         assert held <= int(found[3]) < held + 200
+
+    def test_seconds_are_those_of_the_clock(self, train, monkeypatch):
+        step, took = Run.step, 0.05
+
+        def slow(self, t, logged):
+            time.sleep(took)
+            return step(self, t, logged)
+
+        monkeypatch.setattr(Run, "step", slow)
+        begin = time.perf_counter()
+        summary = summary_of(train("slow", *GLD, steps=20))
+        elapsed = time.perf_counter() - begin
+        assert 20 * took <= summary["seconds"] <= summary["wall_seconds"] <= elapsed
+        assert took <= summary["seconds_a_step"] <= summary["seconds"] / 20 + took
 
     def test_the_peak_is_that_of_what_its_steps_held(self, train, monkeypatch):
         step, held = Run.step, 64
@@ -252,6 +287,31 @@ class TestMethods:
         assert (run / "trajectory.bin").exists() == (name in OPTIMIZERS)
         (first,) = metrics_of(run, "validation")
         assert first["loss"] == first["loss"]  # not nan
+
+    @pytest.mark.parametrize("name", sorted(FIRST_ORDER))
+    def test_first_order_methods_take_torchs_own_steps(self, name, train):
+        """On the same batches as every other method, at the rates of the schedule."""
+        steps, rate = 5, 0.05
+        run = train(
+            name, f"optimizer.lr={rate}", "schedule.name=linear", "schedule.floor=0.2", steps=steps, optimizer=name
+        )
+        config = RunFolder(run).read_config()
+        splits = load_splits(config)
+        surface = make_surface(config, splits.labels, "cpu")
+        encoded, kind, curve = surface.encode(splits.train), FIRST_ORDER[name], multiplier("linear", steps, floor=0.2)
+        before = {key: tensor.detach().clone() for key, tensor in surface.trainable().items()}
+        optimizer = kind.type(surface.trainable().values(), **{**kind.defaults, "lr": rate})
+        for t in range(steps):
+            picked = batch_indices(config.seed, t, len(splits.train), 16)
+            optimizer.param_groups[0]["lr"] = rate * curve(t)
+            optimizer.zero_grad()
+            logits = surface.logits(surface.prepare(encoded.batch(picked)))
+            torch.nn.functional.cross_entropy(logits, encoded.labels[torch.from_numpy(picked)]).backward()
+            optimizer.step()
+        found = weights_of(run)
+        for key, tensor in surface.trainable().items():
+            torch.testing.assert_close(found[f"weights/{key}"], tensor.detach(), rtol=1e-4, atol=1e-6)
+            assert not torch.allclose(tensor, before[key], atol=1e-4)
 
     @pytest.mark.parametrize(
         "options",
@@ -480,6 +540,15 @@ class TestAfterTheRun:
         torch.testing.assert_close(torch.softmax(logits, 1), torch.from_numpy(probabilities))
         truth = [label for _, label in tiny_run.rows(40, seed=9)]
         assert sum(a == b for a, b in zip(labels, truth, strict=True)) / 40 > MAJORITY + 0.2
+
+    def test_rows_are_scored_by_the_names_of_their_labels(self, finished):
+        """Whose order may be another in other data."""
+        splits = load_splits(RunFolder(finished).read_config())
+        found = evaluate_folder(finished, splits)
+        turned = [replace(row, label=1 - row.label) for row in splits.validation]
+        again = evaluate_folder(finished, replace(splits, validation=turned, labels=splits.labels[::-1]))
+        assert again == found and found["accuracy"] == summary_of(finished)["metrics"]["accuracy"] > MAJORITY
+        assert evaluate_folder(finished, replace(splits, validation=turned))["accuracy"] < 1 - MAJORITY
 
     def test_eval(self, finished, rows, capsys):
         assert gradientless("eval", str(finished), "--json") == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
 from gradientless.run.runfolder import RunFolder
+from gradientless.run.sealed import unsealed
 
 if TYPE_CHECKING:
     from gradientless.terminal import Console
@@ -176,8 +177,10 @@ def _cell(column: Column, summaries: Sequence[Mapping[str, Any]], name: str) -> 
 def _summary(path: Path) -> dict[str, Any]:
     file = RunFolder(path).summary if path.is_dir() else path
     try:
-        return json.loads(file.read_text("utf-8"))
+        return unsealed(json.loads(file.read_text("utf-8")), file)
     except FileNotFoundError:
         raise UserError(f"table: file not found, got '{file}'") from None
+    except UserError:
+        raise
     except ValueError:
         raise UserError(f"table: must be JSON, got a corrupted '{file}'") from None
