@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,21 @@ def test_rows_stand_in_order_and_are_computed_once(surface, encoded, tmp_path, m
     np.testing.assert_array_equal(features.compute(surface, encoded, 2, tmp_path, show=False), made)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
     np.testing.assert_array_equal(np.load(next(tmp_path.iterdir())), made)  # opens with plain numpy
+
+
+def test_rows_of_like_length_share_a_batch(surface, encoded, tmp_path, monkeypatch):
+    """So there is little padding: the longest of a batch is no longer than the shortest of the next."""
+    computed, seen = HeadSurface.features, []
+
+    def watched(surface, batch):
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        seen.append((min(lengths), max(lengths)))
+        return computed(surface, batch)
+
+    monkeypatch.setattr(HeadSurface, "features", watched)
+    features.compute(surface, encoded, 2, tmp_path, show=False)
+    assert len(seen) == 3 and all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(seen))
+    assert seen[0][0] < seen[-1][1] and list(encoded.lengths) != sorted(encoded.lengths)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
