@@ -299,13 +299,20 @@ def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     options: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in known}
     if "use_cache" in known:
         options["use_cache"] = False
-    # The pooler, where there is one, is no part of the states: it is wasted work, or it is the head itself, which stays
-    # float32 above a body in half precision.
-    if not hasattr(body, "pooler"):
+    with without_pooler(body):
         return body(**options).last_hidden_state
+
+
+@contextlib.contextmanager
+def without_pooler(body: nn.Module) -> Iterator[None]:
+    """While open, a model has no pooler, which is no part of its states: it is wasted work, or it is the head itself,
+    which stays float32 above a body in half precision."""
+    if not hasattr(body, "pooler"):
+        yield
+        return
     pooler, body.pooler = body.pooler, _NoPooler()
     try:
-        return body(**options).last_hidden_state
+        yield
     finally:
         body.pooler = pooler
 

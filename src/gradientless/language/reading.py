@@ -252,7 +252,7 @@ def stack_of(model: nn.Module) -> str:
             found.append(name)
 
     ids = batch["input_ids"]
-    with _watched(model, see):
+    with backbone.without_pooler(model), _watched(model, see):
         model(**options(model, batch))
     if not found:
         raise UserError(
