@@ -153,11 +153,11 @@ def test_what_is_saved_is_the_librarys_model_and_loads_again(language_models, ki
         assert again.reading.encoder.prompt == surface.reading.encoder.prompt and again.labels == LABELS
         assert (again.reading.encoder.truncation, again.reading.encoder.padding) == ("left", "left")
         model = LIBRARY[surface.reading.encoder.family].from_pretrained(tmp_path, dtype="auto").eval()
-    assert {name: t.dtype for name, t in model.named_parameters()} == {
-        n: t.dtype for n, t in surface.trainable().items()
-    }
+    tuned = surface.trainable()
+    dtypes = {tensor.dtype for tensor in tuned.values()}  # where they differ, the library opens all in the widest
+    assert {t.dtype for t in model.parameters()} == (dtypes if len(dtypes) == 1 else {torch.float32})
     for name, tensor in model.named_parameters():
-        assert torch.equal(tensor, surface.trainable()[name])
+        assert torch.equal(tensor, tuned[name].to(tensor.dtype))
     note = json.loads((tmp_path / "gradientless.json").read_text())
     assert (note["surface"], note["prompt"]["text"]) == ("full", surface.reading.encoder.prompt.text)
     with pytest.raises(UserError, match="must be of a model of surface 'head', got 'full'"):
