@@ -421,7 +421,7 @@ def losses_agree(
         for way in range(ways):
             found = measure(space, probe, way)
             gap = max(abs(a - b) / (1 + abs(b)) for a, b in zip(found, each, strict=True))
-            if not gap < 1e-4:  # not a number is no agreement
+            if not gap < 1e-4 * max(1, spread):  # not a number is no agreement
                 rows = len(probe.objective.parts[0][1])
                 raise Wrong(f"losses of {len(probe.points)} points on {rows} rows differ by {gap:.2g} of {spread:.2g}")
 

@@ -21,7 +21,7 @@ from gradientless.search.space import Space
 QUICK = {
     "mobilebert": ("full", ["scores", "saved", "inject"]),  # an output layer that is never called
     "longformer": ("full, head", ["scores", "inject"]),  # tokens before rows
-    "deberta-v2, its own output layer": ("full", ["scores", "dropout"]),
+    "deberta-v2, its own output layer": ("full", ["scores", "walk", "dropout"]),  # the table itself is its last layer
     "roberta (causal)": ("full", ["choices", "texts"]),  # positions behind the padding's index
     "marian": ("full", ["scores", "saved", "texts"]),  # a bias behind the output layer, positions that are not saved
     "opt, projected": ("full, head", ["scores", "walk", "dropout"]),  # states of another width
@@ -34,6 +34,7 @@ QUICK = {
     "flaubert": ("prefix", ["scores"]),  # takes no longer mask than its tokens
     "xlm": ("prefix", ["scores"]),
     "ibert": ("prompt", ["scores"]),  # embeddings that come with a scale
+    "perceiver": ("head", ["scores"]),  # takes no tokens by that name
     "prophetnet (causal)": ("prompt", ["scores"]),
     "kimi_linear": ("prompt", ["scores"]),  # a million positions, and a table that seems to end
     "canine": ("full, head", ["walk"]),  # tokens of several tables

@@ -46,6 +46,7 @@ LINEAR = {
 }  # fmt: skip
 ALONE = {"is_decoder": True, "is_encoder_decoder": False}  # the decoder of an encoder-decoder
 STATES = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+DORY = {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1}
 MAMBA2 = {"state_size": 4, "expand": 2, "head_dim": 8, "num_heads": 4, "n_groups": 1, "chunk_size": 8}
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "big_bird": {"is_decoder": True}, "biogpt": {}, "bitnet": {}, "bloom": {},
     "camembert": {"is_decoder": True}, "codegen": {"n_head": 4}, "cohere": {}, "cohere2": {}, "cohere2_moe": {},
     "ctrl": {}, "cwm": {}, "data2vec-text": {"is_decoder": True}, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
-    "diffllama": {"num_key_value_heads": 2}, "doge": {}, "dory": {},
+    "diffllama": {"num_key_value_heads": 2}, "doge": {}, "dory": DORY,
     "dots1": {"n_shared_experts": 1}, "electra": {"is_decoder": True}, "ernie": {"is_decoder": True},
     "ernie4_5": {}, "ernie4_5_moe": {"moe_num_shared_experts": 1, "moe_k": 2}, "exaone": {}, "exaone4": {},
     "exaone_moe": {}, "falcon": {}, "falcon, alibi": {"alibi": True},
@@ -124,7 +125,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "longcat_flash": {**LATENT, "qk_head_dim": 8, "ffn_hidden_size": 32, "moe_topk": 2, "zero_expert_num": 2,
                       "expert_ffn_hidden_size": 16},
     "mamba": {"state_size": 4, "time_step_rank": 4}, "mamba2": MAMBA2, "marian": ALONE, "mbart": ALONE,
-    "megatron-bert": {"is_decoder": True}, "minicpm3": {}, "minimax": {"layer_types": MIXED, "block_size": 8},
+    "megatron-bert": {"is_decoder": True}, "minicpm3": LATENT, "minimax": {"layer_types": MIXED, "block_size": 8},
     "minimax_m2": {}, "ministral": {}, "mistral": {}, "mistral, window": {"sliding_window": 8},
     "mixtral": {}, "modernbert-decoder": {}, "mpt": {}, "mvp": ALONE, "nanochat": {}, "nemotron": {},
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "mlp"], "ssm_state_size": 4, "mamba_num_heads": 4,

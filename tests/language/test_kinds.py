@@ -157,6 +157,41 @@ def test_rows_as_long_as_what_is_stated_are_not_tried(kind, monkeypatch):
     assert seen.longest(model, 30) is None and tried == [13, 21]
 
 
+def past_the_layer(kind, config):
+    """A model that multiplies by its table of tokens itself."""
+
+    class Past(kind):
+        def forward(self, input_ids=None, attention_mask=None):
+            return self.base_model(input_ids).last_hidden_state @ self.get_input_embeddings().weight.t()
+
+    return Past(config)
+
+
+DEBERTA = {"vocab_size": 15, "max_position_embeddings": 32, **SMALL}
+
+
+@pytest.mark.parametrize(("make", "uses"), [
+    (lambda: t.DebertaV2ForMaskedLM(t.DebertaV2Config(legacy=False, **DEBERTA)), 1),
+    (lambda: past_the_layer(t.GPT2LMHeadModel, CONFIGS["gpt2"]()), 1),
+    (lambda: past_the_layer(t.LlamaForCausalLM, CONFIGS["llama"]()), 1),
+    (lambda: t.GPT2LMHeadModel(CONFIGS["gpt2"]()), 1),  # by its output layer, which holds the table too
+    (lambda: t.LlamaForCausalLM(CONFIGS["llama"]()), 0),
+    (lambda: t.BertModel(CONFIGS["bert"]()), 0),
+])  # fmt: skip
+def test_a_table_that_is_more_than_looked_up_is_seen(make, uses):
+    assert seen.uses_of_table(make().eval()) == uses
+
+
+def test_a_model_that_takes_no_tokens_is_refused_in_a_line(tmp_path):
+    config = t.PerceiverConfig(
+        num_latents=6, d_latents=16, d_model=16, num_blocks=1, num_self_attends_per_block=2, vocab_size=15,
+        num_self_attention_heads=2, num_cross_attention_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    folder = save(config, tmp_path / "model", "AutoModelForMaskedLM")
+    with pytest.raises(UserError, match=r"^model: must read a row of 8 tokens, got from perceiver: .*'inputs'$"):
+        HeadSurface.create(folder, LABELS, max_length=20)
+
+
 class TestDirection:
     @pytest.mark.parametrize("config", [
         t.BertConfig(is_decoder=True, **BERT),

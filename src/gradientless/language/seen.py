@@ -86,6 +86,32 @@ def positions(model: nn.Module) -> int | None:
     return None if stated is None else longest(model, stated) or stated
 
 
+class _Uses(TorchFunctionMode):
+    """Counts the uses of a table that are no look-up of some tokens in it."""
+
+    def __init__(self, table: Tensor, tokens: Tensor) -> None:
+        super().__init__()
+        self._table, self._tokens, self.others = table, tokens, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out, given = func(*args, **kwargs), (*args, *kwargs.values())
+        if isinstance(out, Tensor) and any(value is self._table for value in given):
+            looked_up = func is nn.functional.embedding and bool(torch.isin(given[0], self._tokens).all())
+            self.others += not looked_up
+        return out
+
+
+@reading.once
+def uses_of_table(model: nn.Module) -> int:
+    """How often a reading uses the table of tokens other than by looking the row's own tokens up in it."""
+    row = reading.padded(reading.some_tokens(model, SHORT))
+    table: Any = model.get_input_embeddings()  # type: ignore[operator]
+    with _Uses(table.weight, row["input_ids"]) as uses:
+        model(**reading.options(model, row))
+    return uses.others
+
+
 def linear(model: nn.Module, layers: Mapping[str, nn.Linear]) -> set[str]:
     """The names of those of `layers` that answer a row of tokens as a linear layer does."""
     found: set[str] = set()
@@ -114,7 +140,8 @@ def _body(model: nn.Module) -> nn.Module:
     """The model without an output layer, also where the library has no name for it."""
     body: nn.Module = model.base_model  # type: ignore[assignment]
     if body is model and not model.config.is_encoder_decoder:  # type: ignore[union-attr]
-        return model.get_submodule(reading.stack_of(model))
+        with _reading(model.config, SHORT):
+            return model.get_submodule(reading.stack_of(model))
     return body
 
 
@@ -185,12 +212,20 @@ def _states(body: nn.Module, config: Any, ids: Tensor, watching: _Lookups | None
     """The states of rows `ids` without padding. Raises `UserError`, and what `watching` does."""
     ids = ids.to(next(body.parameters()).device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    with _reading(config, ids.shape[1]), contextlib.nullcontext() if watching is None else watching:
+        return backbone.hidden_states(body, batch)
+
+
+@contextlib.contextmanager
+def _reading(config: Any, count: int) -> Iterator[None]:
+    """While open, a model that does not read rows of `count` tokens is a `UserError`."""
     try:
-        with contextlib.nullcontext() if watching is None else watching:
-            return backbone.hidden_states(body, batch)
+        yield
+    except UserError:
+        raise
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         got = f"{config.model_type}: {one_line(error)}"
-        raise UserError(f"model: must read a row of {ids.shape[1]} tokens, got from {got}") from None
+        raise UserError(f"model: must read a row of {count} tokens, got from {got}") from None
 
 
 def _row(config: Any, length: int) -> Tensor:

@@ -347,7 +347,10 @@ class FullSurface(Surface):
             return {}
         rows = prepared.tensors["input_ids"].unique()
         holders = [m for m in body.modules() if any(p is table.weight for p in m.parameters(recurse=False))]
-        if others := [m for m in holders if m is not table]:
+        others = [m for m in holders if m is not table]
+        if seen.uses_of_table(body) > len(others):  # past the modules that hold it
+            return {}
+        if others:
             encoder = self.reading.encoder
             read = None if encoder is None else readouts.rows_read(body, prepared.tensors, encoder.words)
             if read is None or others != [read[0]]:
