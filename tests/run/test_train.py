@@ -221,7 +221,7 @@ class TestARun:
         assert (
             summary["peak_memory_mib"]
             >= summary["step_peak_memory_mib"]
-            >= held
+            >= held - 1  # pages that lay free are taken again
             > summary["start_peak_memory_mib"] - 32
         )
 
