@@ -142,12 +142,14 @@ class Subject:
 
     @cached_property
     def words(self) -> dict[str, tuple[str, str]]:
-        """Label words of one token, and one of several beside one of fewer."""
+        """Label words of one token; of two each, which no row is padded for; and one of several beside one of fewer."""
         candidates = ("good", "great", "film", "bad", "terrible", "a", "b", "was", "very", "bright", "dull")
         short = [word for word in candidates if len(self.said(word)) == 1 and self.tokenizer.unk_token_id not in
                  self.said(word)]  # fmt: skip
         long = "very good" if len(self.said("very good")) < 5 else "good"
-        return {"one token": (short[0], short[1]), "several tokens": (long, short[1])}
+        found = {"one token": (short[0], short[1]), "several tokens": (long, short[1])}
+        pair = [f"very {word}" for word in ("good", "dull")]
+        return found | ({"two tokens": (pair[0], pair[1])} if all(len(self.said(word)) == 2 for word in pair) else {})
 
     def prompt(self, tokens: str = "one token") -> Prompt:
         _, template = TEMPLATES[self.family]
@@ -276,15 +278,15 @@ def scores(subject: Subject, tried: str) -> None:
     if subject.family == "causal" and reads_both_ways(subject):
         scores_of(subject.surface(tried))
         raise Wrong("a model that reads both ways is scored as a causal one")
-    for tokens in ("one token", "several tokens"):
+    for tokens in subject.words:
         surface, model = speaking(subject, tried, prompt=subject.prompt(tokens))
         wanted = plain_scores(subject, model, tokens)
         if apart(wanted, wanted[:1].expand_as(wanted)) < 20:
             raise Wrong("the check is blind: all rows have the same scores")
         found, what = one_by_one(surface), f"scores of words of {tokens}"
-        if apart(found, wanted) > 1 and tokens != "one token" and padding_moves(subject, surface, tried):
+        if apart(found, wanted) > 1 and tokens == "several tokens" and padding_moves(subject, surface, tried):
             raise Limit(f"{what} differ, whose rows are padded: plain transformers' own logits then do")
-        if apart(found, wanted) > 1 and counts_tokens(subject):
+        if apart(found, wanted) > 1 and tokens != "one token" and counts_tokens(subject):
             raise Limit(f"{what} differ: plain transformers' own depend on how many tokens stand behind")
         same(found, wanted, what)
 
@@ -323,9 +325,21 @@ def padding(subject: Subject, tried: str) -> None:
         if apart(together, alone) <= 1:
             continue
         gap = f"padded at the {side}, scores differ by {float((together - alone).abs().max()):.2g}"
+        if tried == "full":  # then they are at least what the library gives for the padded batch
+            base = subject.surface(tried, padding=side)
+            same(scores_of(base), plain_padded(subject, base), f"padded at the {side}, scores and plain transformers'")
         if padding_moves(subject, surface, tried):
             raise Limit(f"{gap}, as plain transformers' own do")
         raise Wrong(gap)
+
+
+def plain_padded(subject: Subject, surface: Any) -> Tensor:
+    """The library's own logits of the words of one token, of a padded batch."""
+    batch = surface.encode(MIXED).batch(range(len(MIXED)))
+    slots = batch.pop("slots")[:, 0]
+    given = {name: x for name, x in batch.items() if name != "position_ids" or takes(subject.plain, name)}
+    words = [subject.said(word)[0] for word in subject.words["one token"]]
+    return subject.plain(**given).logits[torch.arange(len(slots)), slots][:, words].float()
 
 
 def padding_moves(
