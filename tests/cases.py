@@ -437,7 +437,7 @@ EVALUATORS: dict[str, Case] = {  # good: the head's activation and the optimizer
     "session": Case(({"activation": "relu"}, {"activation": "tanh"}, {"activation": "gelu"})),
 }
 
-_RANK = "{}: rank must be from 1 to 16, the narrowest layer's width, got {}"
+_RANK = "{}: rank must be from 1 to 16, the widest layer's, got {}"
 _LST = (
     ({"reduction": 3}, "lst: reduction must divide the model's width 16, got 3"),
     ({"reduction": 0}, "lst: reduction must divide the model's width 16, got 0"),

@@ -628,8 +628,13 @@ def dropout(subject: Subject, tried: str) -> None:
     rates = [n for n, v in subject.plain.config.to_dict().items() if "drop" in n and isinstance(v, int | float)
              and not isinstance(v, bool)]  # fmt: skip
 
+    try:
+        folders = {rate: subject.model(**dict.fromkeys(rates, rate)) for rate in (0.0, 0.9)}
+    except ValueError as error:
+        raise Limit(f"the library's own model cannot be made with a rate of dropout: {told(error)}") from None
+
     def trained(rate: float, asked: float) -> tuple[Tensor, Tensor]:
-        surface = subject.surface(tried, subject.model(**dict.fromkeys(rates, rate)), dropout=asked)
+        surface = subject.surface(tried, folders[rate], dropout=asked)
         nudge(surface)
         prepared = surface.prepare(surface.encode(MIXED).batch(range(len(MIXED))))
         still = surface.logits(prepared)

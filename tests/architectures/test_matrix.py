@@ -16,6 +16,7 @@ from gradientless.errors import UserError
 from gradientless.language.surfaces import FullSurface, HeadSurface
 from gradientless.search.evaluators.inject import Inject
 from gradientless.search.space import Space
+from pages import ROOT, rows
 
 # Of as different kinds as can be, each on the surface and in the checks where it is most unlike the others.
 QUICK = {
@@ -40,7 +41,21 @@ QUICK = {
     "canine": ("full, head", ["walk"]),  # tokens of several tables
     "rwkv": ("full", ["dropout", "texts"]),  # drops nothing
     "gpt_oss": ("bias", ["inject"]),  # a router that is no layer
+    "albert": ("prompt", ["scores"]),  # made without a pooler, and without what stands behind it
+    "t5": ("lora", ["dropout"]),  # answers with logits where others answer with states
+    "diffllama": ("full", ["scores"]),  # is not made with a rate of dropout
+    "qwen2_moe": ("lora", ["scores"]),  # a layer of one output
 }
+REFUSED_ONLY = {  # what of this is refused, and the line that says so
+    ("mobilebert", "inject"): "inject: tensor 'mobilebert.embeddings.word_embeddings.weight'",
+    ("xlnet", "scores"): "full: a prompt needs a model that reads left to right or fills masks, got",
+    ("flaubert", "scores"): "prefix: the model must go on from keys and values, of one shape in all layers",
+    ("xlm", "scores"): "prefix: the model must go on from keys and values, of one shape in all layers",
+    ("ibert", "scores"): "prompt: the model must read virtual tokens in front of a text, got from",
+    ("perceiver", "scores"): "model: must read a row of 8 tokens, got from perceiver: ",
+    ("prophetnet (causal)", "scores"): "prompt: the model must read virtual tokens in front of a text, got from",
+    ("rwkv", "dropout"): "full: dropout must be 0 for '/model0', which drops nothing anywhere, got 0.5",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +69,16 @@ def test_no_fault_in_the_quick_part(name, subject_of):
     found = checks.outcomes(subject_of(name), surface, asked)
     assert set(found) == set(asked)
     assert not {check: each for check, each in found.items() if each.word == FAULT}
+    refused = {(name, check): each.line for check, each in found.items() if each.word == REFUSED}
+    expected = {cell: line for cell, line in REFUSED_ONLY.items() if cell[0] == name}
+    assert set(refused) == set(expected), refused
+    assert all(line.startswith(expected[cell]) for cell, line in refused.items()), refused
+
+
+def test_the_published_table_is_of_all_architectures_and_has_no_fault():
+    table = {name: cells for _, (name, *cells) in rows(ROOT / "docs" / "architectures.md")}
+    assert set(table) == {name for name, each in ARCHITECTURES.items() if each.known}
+    assert not [name for name, cells in table.items() if FAULT in " ".join(cells)]
 
 
 # --- the checks can fail ----------------------------------------------------------------------------------------------

@@ -417,7 +417,7 @@ def test_what_is_tuned(folder):
         ("side_lora", {"targets": ["quary"]}, "side_lora: unknown target 'quary'; did you mean 'query'"),
         ("lora", {"targets": ["valeu"]}, "lora: unknown target 'valeu'; did you mean 'value'"),
         ("side_lora", {"targets": ["("]}, r"side_lora: targets must be names or regular expressions, got '\('"),
-        ("side_lora", {"rank": 17}, "side_lora: rank must be from 1 to 16, the narrowest layer's width, got 17"),
+        ("side_lora", {"rank": 17}, "side_lora: rank must be from 1 to 16, the widest layer's, got 17"),
         ("lora", {"rank": 0}, "lora: rank must be from 1 to 16"),
         ("side_lora", {"alpha": 0.0}, "side_lora: alpha must be > 0, got 0.0"),
         ("lora", {"alpha": -1.0}, "lora: alpha must be > 0, got -1.0"),

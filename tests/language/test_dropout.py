@@ -170,3 +170,40 @@ def test_a_rate_that_cannot_act_is_refused(kind, tmp_path):
     state = torch.get_rng_state()
     surface = FullSurface.create(str(tmp_path), LABELS, dropout=0.5, max_length=16)  # a head drops by itself
     assert surface.dropout == 0.5 and torch.equal(torch.get_rng_state(), state)
+
+
+T5 = {"vocab_size": 14, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "pad_token_id": 0}
+WORDS = {  # text-to-text models, whose rates act behind a prompt as well as under a head
+    "t5": lambda: t.T5Config(decoder_start_token_id=0, **T5),
+    "mt5": lambda: t.MT5Config(decoder_start_token_id=0, **T5),
+    "switch": lambda: t.SwitchTransformersConfig(
+        decoder_start_token_id=0, num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, **T5
+    ),
+    "bart": lambda: t.BartConfig(**BART),
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_a_rate_acts_on_words_of_a_text_to_text_model(kind, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        t.AutoModelForSeq2SeqLM.from_config(WORDS[kind]()).save_pretrained(tmp_path)
+    make_tokenizer(True).save_pretrained(tmp_path)
+    asked = {"prompt": Prompt("{text} was", {"bad": "bad", "good": "good"}), "max_length": 16}
+    surface = FullSurface.create(str(tmp_path), LABELS, dropout=0.5, **asked)
+    still, drawn = scores(surface), scores(surface.train())
+    assert (drawn - still).abs().max() > 1e-4
+
+
+def test_an_architecture_that_refuses_rates_of_dropout_is_loaded(tmp_path):
+    own = {**GQA, "num_key_value_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = t.AutoModel.from_config(t.DiffLlamaConfig(vocab_size=12, **own)).eval()
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer(False).save_pretrained(tmp_path / "model")
+    surface = FullSurface.create(str(tmp_path / "model"), LABELS, readout="head", max_length=20)
+    for name, tensor in model.named_parameters():
+        assert torch.equal(surface.trainable()[f"model.{name}"], tensor)
+    surface.save(tmp_path / "saved")
+    assert t.AutoConfig.from_pretrained(tmp_path / "saved").attention_dropout == 0

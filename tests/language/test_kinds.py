@@ -232,6 +232,26 @@ class TestDirection:
         assert seen.see(t.AutoModel.from_config(config).eval().to(dtype)).left_to_right
 
 
+MASKED = {**BERT, "vocab_size": 15, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("config", [
+    t.AlbertConfig(embedding_size=16, **MASKED), t.BertConfig(**MASKED), t.RobertaConfig(**MASKED),
+    t.ElectraConfig(embedding_size=16, **MASKED),
+], ids=lambda config: config.model_type)  # fmt: skip
+@pytest.mark.parametrize("name", ["prompt", "full"])
+def test_a_masked_model_made_without_a_pooler_is_read(config, name, tmp_path):
+    folder = save(config, tmp_path / "model", "AutoModelForMaskedLM")
+    tokenizer = make_tokenizer(True)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    tokenizer.save_pretrained(folder)
+    prompt = Prompt("{text} was {mask}", {"bad": "bad", "good": "good"})
+    surface = SURFACES[name].create(folder, LABELS, prompt=prompt, max_length=20)
+    assert torch.isfinite(scores(surface)).all()
+    head = HeadSurface.create(folder, LABELS, head="linear", max_length=20)  # its checkpoint lacks the pooler
+    assert "pooler" not in " ".join(head.state_dict()) and torch.isfinite(scores(head)).all()
+
+
 @pytest.mark.parametrize(("config", "width"), [
     (t.OPTConfig(vocab_size=14, hidden_size=16, word_embed_proj_dim=8, ffn_dim=32, num_hidden_layers=2,
                  num_attention_heads=2, max_position_embeddings=32), 8),
@@ -259,7 +279,7 @@ PROMPT = Prompt("{text} the film was", {"bad": " bad", "good": " good"})
 class TestBranches:
     def make(self, config, tmp_path, surface=LoraSurface, **options):
         folder = save(config, tmp_path / "model", "AutoModelForCausalLM", encoder=False)
-        return surface.create(folder, LABELS, prompt=PROMPT, max_length=20, **{"rank": 1, **options})
+        return surface.create(folder, LABELS, prompt=PROMPT, max_length=20, **{"rank": 4, **options})
 
     @pytest.mark.parametrize("config", [
         t.Glm4MoeConfig(head_dim=8, **MIXTURE, **BERT),

@@ -362,7 +362,7 @@ REFUSALS = [
     (
         "bert",
         "[[stages]]\nsurface.name = 'head'\n[[stages]]\nsurface = {name = 'lora', rank = 40}\n",
-        ["stages[2]: lora: rank must be from 1 to 16, the narrowest layer's width, got 40"],
+        ["stages[2]: lora: rank must be from 1 to 16, the widest layer's, got 40"],
     ),
     (
         "bert",

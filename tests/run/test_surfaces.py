@@ -248,7 +248,7 @@ def test_the_backbone_runs_once_where_its_states_are_kept(method, command, tmp_p
             "surface.cache: needs a frozen backbone, got surface.unfrozen = 1",
         ),
         ("lora", ("surface.targets=['quary']",), "bert", "lora: unknown target 'quary'; did you mean 'query'"),
-        ("lora", ("surface.rank=17",), "bert", "lora: rank must be from 1 to 16, the narrowest layer's width, got 17"),
+        ("lora", ("surface.rank=17",), "bert", "lora: rank must be from 1 to 16, the widest layer's, got 17"),
         ("lora", ("surface.rank=0",), "bert", "surface.rank: must be >= 1, got 0"),
         ("lora", ("surface.rank=true",), "bert", "surface.rank: must be a number, got true"),
         ("k_lst", ("surface.k=3",), "bert", "k_lst: k must be from 1 to the model's 2 layers, got 3"),

@@ -117,7 +117,7 @@ def load_backbone(model: str, dtype: str | torch.dtype = "float32", device: str 
     # Checkpoints of encoders often come without the pooler that the library adds; it is not used, and random weights
     # have no place in what is saved or in the checksum.
     if any(name.startswith("pooler.") for name in missing):
-        body.pooler = None
+        body.pooler = _NoPooler()
     _require_complete(model, {name for name in missing if not name.startswith("pooler.")}, body)
     return _frozen(body, device)
 
@@ -307,7 +307,7 @@ def hidden_states(body: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def without_pooler(body: nn.Module) -> Iterator[None]:
     """While open, a model has no pooler, which is no part of its states: it is wasted work, or it is the head itself,
     which stays float32 above a body in half precision."""
-    if not hasattr(body, "pooler"):
+    if getattr(body, "pooler", None) is None:  # a model that was made without one does without
         yield
         return
     pooler, body.pooler = body.pooler, _NoPooler()
@@ -439,22 +439,21 @@ def _load_model(
     tensors may be of other shapes, which then do not fill any."""
     source, stated = resolve(model), copy.deepcopy(config)
     _where_nothing_drops(config, stated, 0.5)
-    # Tensors that the checkpoint lacks are drawn from torch's global generator: lend it our seed, give back its state.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        module, info = _load(
-            model,
-            source,
-            lambda **o: kind.from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=other_shapes,
-                **o,
-            ),
-        )
+
+    def read(**o: Any) -> tuple[Any, Any]:
+        o |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        o |= {"ignore_mismatched_sizes": other_shapes}
+        # Tensors that the checkpoint lacks are drawn from torch's global generator: lend it our seed, give back its
+        # state.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            try:
+                return kind.from_pretrained(source, config=config, **o)
+            except (ValueError, NotImplementedError):  # some architectures refuse to be built with a rate of dropout
+                torch.default_generator.manual_seed(seed)
+                return kind.from_pretrained(source, config=copy.deepcopy(stated), **o)
+
+    module, info = _load(model, source, read)
     _where_nothing_drops(module.config, stated, None)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return module, set(info["missing_keys"]) | mismatched

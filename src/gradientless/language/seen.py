@@ -50,8 +50,14 @@ def see(model: nn.Module) -> Seen:
 
 def require_dropout(owner: str, name: str, model: nn.Module, rate: float) -> None:
     """Raise `UserError` where a rate of dropout is asked for and the model, called `name`, drops nothing."""
-    if rate and not drops(lambda: _states(_body(model), model.config, _row(model.config, SHORT))):
+    if rate and not _drops(model):
         raise UserError(f"{owner}: dropout must be 0 for '{name}', which drops nothing anywhere, got {rate}")
+
+
+@reading.once
+def _drops(model: nn.Module) -> bool:
+    batch = reading.heard(model, reading.some_tokens(model, SHORT))
+    return drops(lambda: model(**reading.options(model, batch)))
 
 
 def longest(model: nn.Module, wanted: int) -> int | None:

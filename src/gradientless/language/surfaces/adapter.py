@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, whole
 from gradientless.language import seen
 from gradientless.language.surfaces.base import Part, Surface
 from gradientless.language.surfaces.full import FullSurface, HeadReading, Reading
@@ -117,6 +117,16 @@ def block_linears(core: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in found.items() if name not in own or name in linear}
 
 
+def require_branches(owner: str, linears: Iterable[nn.Linear], rank: Any, alpha: Any) -> None:
+    """Raises `UserError` for low-rank branches that cannot stand beside these layers. A layer may be narrower than the
+    rank, as a gate of one output is; its branch then has entries to spare."""
+    fullest = max(min(linear.in_features, linear.out_features) for linear in linears)
+    if not 1 <= whole(owner, "rank", rank) <= fullest:
+        raise UserError(f"{owner}: rank must be from 1 to {fullest}, the widest layer's, got {rank}")
+    if not alpha > 0:
+        raise UserError(f"{owner}: alpha must be > 0, got {alpha}")
+
+
 def patterns(owner: str, what: str, given: str | Sequence[str]) -> list[str]:
     """One pattern or several as a list. Raises `UserError` for none, and for what is no text."""
     found = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
@@ -153,4 +163,4 @@ def swap(core: nn.Module, name: str, module: nn.Module) -> None:
     setattr(core.get_submodule(parent), last, module)
 
 
-__all__ = ["AdapterSurface", "Surface", "block_linears", "patterns", "swap", "targeted"]
+__all__ = ["AdapterSurface", "Surface", "block_linears", "patterns", "require_branches", "swap", "targeted"]

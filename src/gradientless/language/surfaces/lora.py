@@ -21,8 +21,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from gradientless.errors import UserError, one_line, whole
-from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, patterns, swap, targeted
+from gradientless.errors import UserError, one_line
+from gradientless.language.surfaces.adapter import (
+    AdapterSurface,
+    block_linears,
+    patterns,
+    require_branches,
+    swap,
+    targeted,
+)
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.ladder import axes_of, family_of
 
@@ -162,13 +169,7 @@ class LoraSurface(_PeftSurface):
         from peft import LoraConfig
 
         linears, rank, alpha = self.linears(), self.options["rank"], self.options["alpha"]
-        narrowest = min(min(linears[name].in_features, linears[name].out_features) for name in names)
-        if not 1 <= whole(self.owner, "rank", rank) <= narrowest:
-            raise UserError(
-                f"{self.owner}: rank must be from 1 to {narrowest}, the narrowest layer's width, got {rank}"
-            )
-        if not alpha > 0:
-            raise UserError(f"{self.owner}: alpha must be > 0, got {alpha}")
+        require_branches(self.owner, [linears[name] for name in names], rank, alpha)
         return LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
 
 

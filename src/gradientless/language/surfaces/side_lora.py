@@ -38,8 +38,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradientless.errors import UserError, whole
-from gradientless.language.surfaces.adapter import AdapterSurface, block_linears, patterns, swap, targeted
+from gradientless.errors import UserError
+from gradientless.language.surfaces.adapter import (
+    AdapterSurface,
+    block_linears,
+    patterns,
+    require_branches,
+    swap,
+    targeted,
+)
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.products import unreached
 
@@ -134,13 +141,7 @@ class SideLoraSurface(AdapterSurface):
         if not linears:
             raise UserError(f"{self.owner}: the model must have linear layers in its blocks, got none")
         rank, alpha = self.options["rank"], self.options["alpha"]
-        narrowest = min(min(linear.in_features, linear.out_features) for linear in linears.values())
-        if not 1 <= whole(self.owner, "rank", rank) <= narrowest:
-            raise UserError(
-                f"{self.owner}: rank must be from 1 to {narrowest}, the narrowest layer's width, got {rank}"
-            )
-        if not alpha > 0:
-            raise UserError(f"{self.owner}: alpha must be > 0, got {alpha}")
+        require_branches(self.owner, linears.values(), rank, alpha)
         chosen = set(targeted(self.owner, list(linears), self.options["targets"]))
         generator = torch.Generator().manual_seed(self.options["seed"])
         self.branched = [name for name in linears if name in chosen]
