@@ -55,8 +55,10 @@ def evaluate(
     """
     import json
 
+    from gradientless.language.metrics import alike
     from gradientless.run.config import RunConfig
     from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder
+    from gradientless.run.report import class_lines, figure_rows
     from gradientless.run.runfolder import RunFolder
 
     flags = {
@@ -78,9 +80,12 @@ def evaluate(
         say(json.dumps(found))
         return
     del found["texts_cut"]  # of which a line was said, if there were any
-    for name, value in found.items():
-        shown = f"{100 * value:.2f}%" if name in ("accuracy", "f1") else f"{value:.4f}" if name == "loss" else value
-        say(f"{name:<10} {shown}")
+    rows = [("split", found["split"]), *figure_rows(found)]
+    width = max(10, *(len(name) for name, _ in rows))
+    for line in [*(f"{name:<{width}} {value}" for name, value in rows), *class_lines(found)]:
+        say(line)
+    if label := alike(found):
+        say(f"note: every row was predicted '{label}': no class is told from another")
 
 
 @app.command()

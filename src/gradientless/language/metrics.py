@@ -1,11 +1,13 @@
-"""Metrics over predictions, as fractions in [0, 1]."""
+"""Metrics over predictions, as fractions in [0, 1]; Matthews' correlation goes down to -1."""
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,6 +58,76 @@ def f1(predictions: ArrayLike, gold: ArrayLike, classes: int) -> float:
         total = int(np.sum(predicted == label)) + int(np.sum(expected == label))
         values.append(2 * hits / total if total else 0.0)
     return float(np.mean(values))
+
+
+def balanced_accuracy(predictions: ArrayLike, gold: ArrayLike, classes: int | None = None) -> float:
+    """Mean over the classes that occur in `gold` of the share of their rows that was predicted rightly (their recall).
+
+    predictions, gold: [N] class indices. `classes` does not matter here. As scikit-learn's balanced_accuracy_score.
+    """
+    predicted, expected = _pair(predictions, gold)
+    rows = np.bincount(expected)
+    hits = np.bincount(expected[predicted == expected], minlength=len(rows))
+    return float(np.mean(hits[rows > 0] / rows[rows > 0]))
+
+
+def mcc(predictions: ArrayLike, gold: ArrayLike, classes: int | None = None) -> float:
+    """Matthews' correlation of predictions and gold, in [-1, 1], over any number of classes (Gorodkin 2004).
+
+    It is 0 where either holds one class alone: a constant answer tells nothing, however often it is right.
+    predictions, gold: [N] class indices. `classes` does not matter here. As scikit-learn's matthews_corrcoef.
+    """
+    predicted, expected = _pair(predictions, gold)
+    size = 1 + int(max(predicted.max(), expected.max()))
+    said, rows = (np.bincount(each, minlength=size).astype(float) for each in (predicted, expected))
+    n, hits = float(len(expected)), float(np.sum(predicted == expected))
+    spread = (n * n - said @ said) * (n * n - rows @ rows)
+    return float((hits * n - said @ rows) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+MOST_CONFUSED = 100  # classes of which a table of confusion is kept
+
+
+def by_class(predictions: ArrayLike, gold: ArrayLike, labels: Sequence[str]) -> dict[str, Any]:
+    """What stands behind one number, JSON-able: "majority", the label of the largest class and its share of the rows;
+    "classes", by label: rows, predicted (counts), precision, recall, f1; and "confusion", counts of rows by their class
+    (down) and the predicted one (across), both in the order of `labels`; not of more than `MOST_CONFUSED` classes.
+
+    predictions, gold: [N] indices of `labels`. A share of nothing is 0, as scikit-learn has it.
+    """
+    predicted, expected = _pair(predictions, gold)
+    size = len(labels)
+    said, rows = np.bincount(predicted, minlength=size), np.bincount(expected, minlength=size)
+    hits = np.bincount(expected[predicted == expected], minlength=size)
+    classes = {
+        label: {
+            "rows": int(rows[i]),
+            "predicted": int(said[i]),
+            "precision": float(hits[i] / max(1, said[i])),
+            "recall": float(hits[i] / max(1, rows[i])),
+            "f1": float(2 * hits[i] / max(1, said[i] + rows[i])),
+        }
+        for i, label in enumerate(labels)
+    }
+    largest = int(rows.argmax())
+    found: dict[str, Any] = {
+        "majority": {"label": labels[largest], "share": float(rows[largest] / len(expected))},
+        "classes": classes,
+    }
+    if size <= MOST_CONFUSED:
+        table = np.bincount(expected * size + predicted, minlength=size * size).reshape(size, size)
+        found["confusion"] = table.tolist()
+    return found
+
+
+def alike(found: Mapping[str, Any]) -> str | None:
+    """The label that every row was given, where the rows themselves are of several classes; else None.
+
+    found: of `by_class`.
+    """
+    classes = found.get("classes", {})
+    said = [label for label, of in classes.items() if of["predicted"]]
+    return said[0] if len(said) == 1 and sum(of["rows"] > 0 for of in classes.values()) > 1 else None
 
 
 def accuracy_name(labels: Sequence[str], kind: str = "classification") -> str:
@@ -141,7 +213,12 @@ def chosen_right(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
     return float(np.mean([predicted in accepted for predicted, accepted in zip(predictions, answers, strict=True)]))
 
 
-METRICS: dict[str, Callable[[ArrayLike, ArrayLike, int], float]] = {"accuracy": accuracy, "f1": f1}
+METRICS: dict[str, Callable[[ArrayLike, ArrayLike, int], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "mcc": mcc,
+    "balanced_accuracy": balanced_accuracy,
+}
 
 # Over predicted texts ([N]) and accepted ones ([N] of one or more).
 TEXT_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -116,6 +117,16 @@ def _check_layers(value: Any) -> Any:
     if value is not None and not (count or numbers):
         wanted = "a whole number >= 1, or a list of whole numbers >= 0"
         raise UserError(f"surface.layers: must be {wanted}, got {shown(value)}")
+    return value
+
+
+def _check_class_weights(value: Any) -> Any:
+    table = isinstance(value, Mapping) and all(
+        isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf
+        for weight in value.values()
+    )
+    if value is not None and value != "balanced" and not table:
+        raise UserError(f'class_weights: must be "balanced" or a table of label = weight > 0, got {shown(value)}')
     return value
 
 
@@ -432,14 +443,18 @@ class RunConfig(_Section):
     """Evaluations without improvement after which the run stops."""
     checkpoint_every: Count = 1000
     log_every: Count = 100
-    best: Literal["auto", "accuracy", "f1", "reward", "loss"] = "auto"
+    best: Literal["auto", "accuracy", "f1", "mcc", "balanced_accuracy", "reward", "loss"] = "auto"
     """What tells the best of the evaluations, whose weights are saved and which patience waits for: the highest
-    "accuracy", "f1" or "reward", then the lowest loss; or the lowest "loss" alone. "auto" is the reward where there is
-    one, else f1 where texts are written, the loss where tokens are said, and the accuracy."""
+    "accuracy", "f1", "mcc", "balanced_accuracy" or "reward", then the lowest loss; or the lowest "loss" alone. "auto"
+    is the reward where there is one, else f1 where texts are written, the loss where tokens are said, and the
+    accuracy."""
     loss: Annotated[str, AfterValidator(_check_loss)] = "cross-entropy"
     """What is minimised: "cross-entropy" over classes or choices; "lm", the mean negative log-likelihood of the right
     answer's tokens (the default for choices and generation); "accuracy", "f1", "exact-match" or "token-f1" (their
     lack); "reward"; or your own "file.py:function" of scores and labels."""
+    class_weights: Annotated[str | dict[str, float] | None, BeforeValidator(_check_class_weights)] = None
+    """How much a training row of each class counts in the cross-entropy: "balanced" for the inverse of the classes'
+    shares (rows / (classes · rows of the class)), or a table label -> weight; 1 for a class that is not named."""
     reward: Annotated[str | None, AfterValidator(_check_reward)] = None
     """Your own "module:function" of predicted texts and rows, maximised in place of a loss."""
     seed: Seed = 42
@@ -523,6 +538,12 @@ class RunConfig(_Section):
             return [f"reward: must stand alone, got loss '{self.loss}' too"]
         if self.best == "reward" and self.reward is None:
             return ["best: must be accuracy, f1 or loss where no reward is given, got 'reward'"]
+        if self.best in ("mcc", "balanced_accuracy") and self.kind != "classification":
+            return [f"best: must be accuracy, f1 or loss for a task of kind {self.kind}, got '{self.best}'"]
+        if self.class_weights is not None and (self.loss != "cross-entropy" or self.kind != "classification"):
+            return [f"class_weights: must stand with loss 'cross-entropy' over classes, got loss '{self.loss}'"]
+        if self.class_weights is not None and self.surface.readout == "tokens":
+            return ["class_weights: must stand with classes, got surface.readout 'tokens', which has none"]
         try:
             loss = loss_of(self.loss, self.reward, self.kind)
         except UserError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradientless.errors import NotFinite, UserError, one_line
 from gradientless.language.data import EncodedTexts, load_table
-from gradientless.language.metrics import METRICS, TEXT_METRICS, highest
+from gradientless.language.metrics import METRICS, TEXT_METRICS, by_class, highest
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
@@ -331,7 +331,8 @@ def evaluate_folder(
     device: str = "auto",
     say: Say | None = None,
 ) -> dict[str, Any]:
-    """loss, accuracy, f1, rows and texts_cut of the saved model on one split of `splits`. Raises UserError.
+    """loss, metrics, rows and texts_cut of the saved model on one split of `splits`; of classes what `by_class` tells,
+    too. Raises UserError.
 
     Rows are matched by the name of their label, so that data with another order of labels is scored rightly.
     say: is told when texts are cut.
@@ -364,5 +365,6 @@ def evaluate_folder(
     cut = Cut.among(encoded)
     say_cut(cut, say)
     gold = torch.tensor([surface.labels.index(splits.labels[e.label]) for e in examples])
-    found = score(logits_of(surface, encoded, batch_size), gold)
+    logits = logits_of(surface, encoded, batch_size)
+    found = score(logits, gold) | by_class(highest(logits).numpy(), gold.numpy(), surface.labels)
     return {"split": split, "rows": len(examples), "texts_cut": cut.rows, **found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from gradientless.errors import NotFinite, UserError, unknown, with_kind
 from gradientless.language.metrics import accuracy, chosen_right, exact_match, f1, highest, token_f1
-from gradientless.language.tasks import Example
+from gradientless.language.tasks import Example, Splits
 from gradientless.language.tasks.base import KINDS
 from gradientless.run.memory import is_out_of_memory
 from gradientless.run.named import is_own, own
@@ -100,8 +100,39 @@ def check_loss(name: str) -> None:
         raise unknown("loss", "loss", name, NAMES)
 
 
-def loss_of(name: str, reward: str | None, kind: str, labels: Sequence[str] = ()) -> Loss:
-    """The loss `name` for tasks of `kind` with these `labels`. Raises UserError.
+def weights_of(wanted: str | Mapping[str, float] | None, splits: Splits) -> Tensor | None:
+    """The weight of each class in the loss, float32 [C], as `RunConfig.class_weights` has it; None without.
+
+    "balanced" is scikit-learn's: rows / (classes · rows of the class), over the training rows. Raises UserError.
+    """
+    if wanted is None:
+        return None
+    labels = splits.labels
+    if isinstance(wanted, str):
+        counts = np.bincount([row.label for row in splits.train], minlength=len(labels))
+        return torch.tensor(len(splits.train) / (len(labels) * np.maximum(counts, 1)), dtype=torch.float32)
+    for name in wanted:
+        if name not in labels:
+            raise unknown("class_weights", "label", name, labels)
+    return torch.tensor([float(wanted.get(name, 1.0)) for name in labels], dtype=torch.float32)
+
+
+def _weighted(weights: Tensor) -> Loss:
+    """Cross-entropy whose rows count as their class does, as torch has it: the weighted mean."""
+
+    def of(logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, weight=weights.to(logits.device, logits.dtype))
+
+    def weight(labels: Tensor) -> float:
+        return float(weights[labels.cpu()].sum())
+
+    return Loss(of, weight=weight, differentiable=True, kinds=("classification",))
+
+
+def loss_of(
+    name: str, reward: str | None, kind: str, labels: Sequence[str] = (), weights: Tensor | None = None
+) -> Loss:
+    """The loss `name` for tasks of `kind` with these `labels`. Raises UserError. weights: see `weights_of`.
 
     name: of `NAMES`, or the user's own function, "file.py:function" or "module:function": it is given scores (float32
     [N, C], -inf where a row has fewer choices) and labels (int64 [N]) and returns a number, the lower the better.
@@ -118,6 +149,8 @@ def loss_of(name: str, reward: str | None, kind: str, labels: Sequence[str] = ()
         found = _of_texts(TEXT_LOSSES[name], kind, labels)
     elif name == "accuracy" and kind == "choice":  # several choices may be right
         found = _of_texts(lambda texts, rows: 1.0 - chosen_right(texts, [row.answers for row in rows]), kind, labels)
+    elif name == "cross-entropy" and weights is not None:
+        found = _weighted(weights)
     elif name in LOSSES:
         found = LOSSES[name]
     else:

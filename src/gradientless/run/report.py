@@ -17,6 +17,8 @@ from gradientless.run.sealed import unsealed
 if TYPE_CHECKING:
     from gradientless.terminal import Console
 
+SHARES = ("accuracy", "f1", "balanced_accuracy")  # shown in percent
+MOST_CLASSES = 10  # that are shown one by one
 SAMPLE = "a gripping, beautifully acted film"
 
 
@@ -29,6 +31,10 @@ def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> No
     for name, value in closing_rows(summary):
         table.add_row(name, value)
     console.print(table)
+    for line in class_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    for line in (*chosen_lines(summary), *summary.get("remarks", ())):
+        console.print(f"note     {line}", highlight=False, soft_wrap=True)
     for name, command in next_commands(folder).items():
         console.print(f"{name:<8} {command}", markup=False, highlight=False, soft_wrap=True)
     if plotted:
@@ -37,11 +43,7 @@ def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> No
 
 def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a summary holds, as people read it."""
-    rows = [
-        (name.replace("_", " "), percent(value) if name in ("accuracy", "f1") else f"{value:.4f}")
-        for name, value in summary.get("metrics", {}).items()
-        if isinstance(value, (int, float))
-    ]
+    rows = figure_rows({**summary.get("metrics", {}), "majority": summary.get("majority")})
     for name, stage in summary.get("stages", {}).items():
         rows.append((name, f"{percent(stage['metrics']['accuracy'])} after {stage['forward_passes']:,} passes"))
     for key, unit in (("forward_passes", ""), ("steps", ""), ("seconds", " s"), ("peak_memory_mib", " MiB")):
@@ -51,6 +53,70 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             name = "peak memory above the model" if key == "peak_memory_mib" else key.replace("_", " ")
             rows.append((name, shown + unit))
     return rows
+
+
+def figure_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of figures, as people read them: the accuracy beside the largest class's share of the rows."""
+    rows = []
+    for name, value in found.items():
+        if not isinstance(value, (int, float)):
+            continue
+        shown = percent(value) if name in SHARES else str(value) if isinstance(value, int) else f"{value:.4f}"
+        if name == "accuracy" and found.get("majority"):
+            shown += f", largest class {percent(found['majority']['share'])}"
+        rows.append((name.replace("_", " "), shown))
+    return rows
+
+
+def class_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `metrics.by_class` tells, as lines: the figures of each class, and where its rows went.
+
+    Of many classes those that are worst in F1."""
+    classes = found.get("classes", {})
+    if not classes:
+        return []
+    names = list(classes)
+    if len(classes) > MOST_CLASSES:
+        names = sorted((name for name in names if classes[name]["rows"]), key=lambda name: classes[name]["f1"])
+    head = ["class", "rows", "predicted", "precision", "recall", "f1"]
+    body = [
+        [_short(name), str(of["rows"]), str(of["predicted"]), *(percent(of[key]) for key in head[3:])]
+        for name, of in ((name, classes[name]) for name in names[:MOST_CLASSES])
+    ]
+    lines = _aligned([head, *body])
+    if len(names) > MOST_CLASSES:
+        lines.append(
+            f"and {len(names) - MOST_CLASSES} classes with a higher f1; all of them with --json and in summary.json"
+        )
+    elif "confusion" in found and len(classes) <= MOST_CLASSES:
+        shown = [_short(name) for name in classes]
+        counts = [[name, *map(str, row)] for name, row in zip(shown, found["confusion"], strict=True)]
+        lines += _aligned([["class \\ predicted", *shown], *counts])
+    return lines
+
+
+def _short(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= 20 else f"{name[:19]}…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def chosen_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A line where the rows behind the figures also chose whose they are."""
+    evaluations = summary.get("chosen_among", 1)
+    if evaluations < 2:
+        return []
+    return [
+        f"these are figures of the validation rows, which also chose step {summary['model_step']:,} among "
+        f"{evaluations} evaluations; --test FILE, or eval --data FILE, scores rows that chose nothing"
+    ]
 
 
 def next_commands(folder: RunFolder) -> dict[str, str]:

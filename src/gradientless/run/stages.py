@@ -25,7 +25,7 @@ from gradientless.language.tasks import Splits
 from gradientless.run.assemble import Rows, length_of, make_optimizer, make_rates, make_surface, speaks
 from gradientless.run.config import RunConfig, Stage
 from gradientless.run.evaluation import load_splits
-from gradientless.run.losses import loss_of
+from gradientless.run.losses import loss_of, weights_of
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
@@ -110,7 +110,7 @@ def _rehearsed(config: RunConfig, splits: Splits, device: str) -> Leaves:
             "surface": config.surface.model_copy(update={"recompute": True, "cache": False}),
         }
     )
-    loss = loss_of(config.loss, config.reward, config.kind, splits.labels)
+    loss = loss_of(config.loss, config.reward, config.kind, splits.labels, weights_of(config.class_weights, splits))
     objective = Rows(surface, splits.train[:2], few, "", loss).objective(0, Noise(config.seed))
     if not isinstance(optimizer, ForwardOptimizer):
         objective.backward()

@@ -26,7 +26,7 @@ from torch import Tensor
 from gradientless.errors import NotFinite, UserError
 from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
-from gradientless.language.metrics import accuracy_name, f1_name
+from gradientless.language.metrics import METRICS, accuracy_name, alike, by_class, f1_name, highest
 from gradientless.run.assemble import (
     PASSES_OF_FIRST_ORDER,
     Rows,
@@ -49,7 +49,7 @@ from gradientless.run.evaluation import (
     score_texts,
     score_tokens,
 )
-from gradientless.run.losses import chosen, loss_of, rewarded
+from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
 from gradientless.run.objective import Objective
 from gradientless.run.origin import UNKNOWN, Origin, code_of, data_of, tokens_of
@@ -60,8 +60,11 @@ from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 from gradientless.terminal import Console, Told
 
+FIGURES = (*METRICS, "loss", "reward")  # of a summary, in their order
+UNMOVED = 0.02  # share of the first training loss that a run must take off it, or it says that it did not
 PATIENCE = 10  # steps in a row whose loss is not finite, after which a run stops, as methods that skip them have it
-DIVERGING = 3  # logs in a row with a risen loss after which the run says so
+DIVERGING = 3  # logs in a row with a risen loss after which the run says so, or ends
+GONE = 10  # times the first training loss and one more: what no schedule brings back
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
 LOOKED_AT = 64  # rows, of which the shortest and the longest show whether padding is read
 SHOWN = 4  # rows whose scores the saved model must give again
@@ -89,6 +92,11 @@ class Progressed:
     forward_passes: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    last_loss: float | None = None  # mean training loss of the steps that were logged last
+    logs: int = 0
+    far: int = 0  # logs in a row whose mean loss was beyond coming back from
+    diverged: bool = False
+    evaluations: int = 0
     best_step: int = -1
     best_accuracy: float = -1.0  # or whatever ranks the evaluations: `Run.ranked`; if the loss does, `Run.shown`
     best_loss: float = float("inf")
@@ -140,6 +148,7 @@ class Run:
             self.forward.fused = True  # restore, update and next probe in one pass; `evaluate` settles
             self.forward.warns = False  # this loop does
         self.rate_name = "radius" if "radius" in optimizer_options(config.optimizer.name)[0] else "learning rate"
+        self.rate = float(self.optimizer.param_groups[0]["lr"])  # before its schedule
         # A gradient of nan must not reach the weights; methods that skip steps count them by an option of their own.
         self.patience = 1 if self.forward is None else getattr(self.forward, "patience", PATIENCE)
         self.steps = length_of(config, self.optimizer, self.rows)
@@ -147,7 +156,11 @@ class Run:
         loaded(self.surface, searches=self.forward is not None)
         self.memory = PeakMemory(self.device)
         self.noise = Noise(config.seed)
-        loss = loss_of(config.loss, config.reward, self.kind, splits.labels)
+        weights = weights_of(config.class_weights, splits)
+        if weights is not None:
+            each = zip(splits.labels, weights.tolist(), strict=True)
+            console.print(f"weights     {', '.join(f'{name} {value:.3g}' for name, value in each)}", highlight=False)
+        loss = loss_of(config.loss, config.reward, self.kind, splits.labels, weights)
         self.train_rows = Rows(self.surface, splits.train, config, "features: train", loss)
         self.validation_rows: Rows | TextRows
         if self.kind == "classification":
@@ -178,6 +191,7 @@ class Run:
         self.surface.train(self.surface.dropout > 0)
         self.done = Progressed()
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
+        self.by_class: dict[str, Any] = {}  # what the last evaluation found of classes, see `metrics.by_class`
         self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
         self.origin.state("model", backbone.settings(self.surface))
@@ -242,7 +256,9 @@ class Run:
             found = score_tokens(self.surface, rows.encoded, self.config.micro_batch_size)
         else:
             logits = rows.logits()
-            texts, found = chosen(logits, self.validation, self.labels), score(logits, rows.labels.cpu())
+            gold = rows.labels.cpu()
+            texts, found = chosen(logits, self.validation, self.labels), score(logits, gold)
+            self.by_class = by_class(highest(logits).numpy(), gold.numpy(), self.labels)
         if self.reward is not None:
             found["reward"] = self.reward(texts, self.validation)
         self.surface.train(training)
@@ -280,6 +296,38 @@ class Run:
         else:
             kept = "no weights were evaluated before"
         return UserError(f"{told} (after step {done.step:,}); the cause is {' or '.join(causes)}; {kept}")
+
+    def remarks(self) -> list[str]:
+        """What a reader of the figures must know beside them, and what to try: one line each."""
+        done, lines = self.done, []
+        key = "optimizer.radius" if self.rate_name == "radius" else "optimizer.lr"
+        if done.diverged:
+            lines.append(
+                f"the run diverged and was ended at step {done.step:,} of {self.steps:,}: its training loss went from "
+                f"{done.first_loss:.4g} to {done.last_loss:.4g}; the weights kept are those of the evaluation at step "
+                f"{done.best_step:,}; lower {key} (it was {self.rate:.3g}) three to ten times"
+            )
+        if label := alike(self.by_class):
+            share = self.by_class["majority"]["share"]
+            lines.append(
+                f"every validation row was predicted '{label}' (the largest class is {100 * share:.2f}% of them): no "
+                f"class is told from another yet; try class_weights=balanced, best=mcc, more steps or another {key}"
+            )
+        first, last = done.first_loss, done.last_loss
+        if (
+            first is not None
+            and last is not None
+            and done.logs > 1
+            and not done.diverged
+            and last > first - UNMOVED * abs(first)
+        ):
+            stayed = last < first + UNMOVED * abs(first)
+            course, other = ("stayed where it began", "large, or more steps") if stayed else ("rose", "small")
+            lines.append(
+                f"the training loss {course} ({first:.4g}, then {last:.4g}): try {key} three to ten times as {other} "
+                f"(it was {self.rate:.3g})"
+            )
+        return lines
 
     # State -----------------------------------------------------------------------------------------------------------
 
@@ -330,7 +378,7 @@ class Run:
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, value, loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
-            self.folder.save_checkpoint(weights, {"found": found}, done.step, BEST)
+            self.folder.save_checkpoint(weights, {"found": found, "by_class": self.by_class}, done.step, BEST)
         return better
 
     def set_best(self) -> dict[str, float]:
@@ -341,6 +389,7 @@ class Run:
             raise UserError(f"run: must hold the weights of the best evaluation, got none in '{place}'")
         self._set_weights(loaded[0])
         self.done.best_step = loaded[2]
+        self.by_class = loaded[1].get("by_class", {})
         return loaded[1].get("found") or self.evaluate()
 
     # The whole -------------------------------------------------------------------------------------------------------
@@ -414,17 +463,19 @@ class Run:
                     rate = self.optimizer.param_groups[0]["lr"]
                     events.add_scalar(self.rate_name, rate, done.step)
                     self.warn_of_divergence(mean)
+                    done.logs, done.last_loss = done.logs + 1, mean if done.loss_count else None
                     done.loss_sum, done.loss_count = 0.0, 0
                     bar(mean, accuracy)
                 elif done.step % 10 == 0:
                     bar(loss, accuracy)
                 if last and self.forward is not None:
                     self.forward.finish()
-                evaluates = done.step % config.evaluate_every == 0 or last
+                evaluates = done.step % config.evaluate_every == 0 or last or done.diverged
                 if evaluates:
                     self.memory.end("step")
                     accuracy = self._evaluated(events, start)
-                    done.ended = config.patience is not None and done.stale >= config.patience
+                    waited = config.patience is not None and done.stale >= config.patience
+                    done.ended = waited or done.diverged
                 stop = asked_to_stop()  # asked once: a signal between two answers would stop without saving
                 if done.step % config.checkpoint_every == 0 or last or done.ended or stop:
                     if not evaluates:
@@ -444,6 +495,7 @@ class Run:
         """Evaluate, log it, keep the weights when they are the best so far; returns what is shown of them."""
         found = self.evaluate()
         self._log("validation", found, events)
+        self.done.evaluations += 1
         self.keep_if_best(found)
         self.last = found
         self.folder.append_timings({"step": self.done.step, "seconds": time.perf_counter() - start})
@@ -469,6 +521,9 @@ class Run:
         # A reward's loss may be below zero. To nan, too.
         rose = done.first_loss is not None and not mean <= done.first_loss + 0.5 * abs(done.first_loss) + 0.1
         done.risen = done.risen + 1 if rose else 0
+        gone = done.first_loss is not None and not mean <= done.first_loss + GONE * (abs(done.first_loss) + 1)
+        done.far = done.far + 1 if gone else 0
+        done.diverged = done.far >= DIVERGING
         if done.risen == DIVERGING:
             key = "optimizer.radius" if self.rate_name == "radius" else "optimizer.lr"
             rate = self.optimizer.param_groups[0]["lr"]
@@ -603,9 +658,11 @@ def _train_stages(
     with folder.replacing(folder.model) as copy:
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
     *_, last = summaries.values()
-    summary = {
+    summary: dict[str, Any] = {
         **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last")},
-        **{key: last[key] for key in ("model_step", "ended", "texts_cut")},
+        **{key: last[key] for key in ("model_step", "ended", "texts_cut", "chosen_among")},
+        **{key: last[key] for key in ("majority", "classes", "confusion") if key in last},
+        "remarks": [f"{name}: {line}" for name, each in summaries.items() for line in each.get("remarks", ())],
         **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
         **{
             key: round(sum(each[key] for each in summaries.values()), 3)
@@ -642,12 +699,14 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     if run.surface.says_tokens:
         means = "accuracy (of the tokens)", "f1 (macro, over the tokens)"
     summary = {
-        "metrics": {key: found[key] for key in ("accuracy", "f1", "loss", "reward") if key in found},
+        "metrics": {key: found[key] for key in FIGURES if key in found},
         "metrics_of": f"the best of the evaluations on validation, step {run.done.best_step}",
+        "chosen_among": run.done.evaluations,
+        **run.by_class,
         "best": run.ranked,
         "accuracy_means": means[0],
         "f1_means": means[1],
-        "last": {key: last[key] for key in ("accuracy", "f1", "loss", "reward") if key in last},
+        "last": {key: last[key] for key in FIGURES if key in last},
         "model_step": run.done.best_step,
         "steps": run.done.step,
         "forward_passes": run.done.forward_passes,
@@ -669,7 +728,8 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "skipped_steps": run.skipped,
         "texts_cut": {split: cut.rows for split, cut in run.cuts.items()},
         "base": run.base,
-        "ended": "patience" if run.done.ended else "steps",
+        "ended": "diverged" if run.done.diverged else "patience" if run.done.ended else "steps",
+        "remarks": run.remarks(),
     }
     if run.forward is not None and run.forward.trajectory is not None:
         summary["trajectory"] = run.forward.trajectory.check(run.done.step)
