@@ -76,8 +76,11 @@ def test_no_fault_in_the_quick_part(name, subject_of):
 
 
 def test_the_published_table_is_of_all_architectures_and_has_no_fault():
-    table = {name: cells for _, (name, *cells) in rows(ROOT / "docs" / "architectures.md")}
-    assert set(table) == {name for name, each in ARCHITECTURES.items() if each.known}
+    page = ROOT / "docs" / "architectures.md"
+    table = {name: cells for _, (name, *cells) in rows(page)}
+    left_out = page.read_text("utf-8").partition("Not in this version of the library: ")[2]
+    assert not [name for name in ARCHITECTURES if name not in table and name not in left_out]
+    assert not [name for name in table if name not in ARCHITECTURES]
     assert not [name for name, cells in table.items() if FAULT in " ".join(cells)]
 
 

@@ -116,7 +116,7 @@ def loaded(monkeypatch):
 )
 def test_every_plain_option_is_a_key_of_the_recipe(option, value, key, loaded):
     found: Any = loaded(option, str(value))
-    assert found == RunConfig.load("starter", (), {key: value})
+    assert found == RunConfig.load(None, (), {key: value}, usual=True)
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value

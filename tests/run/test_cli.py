@@ -313,25 +313,32 @@ def test_starting_values_in_the_help_are_those_of_the_docs(capsys):
 
 
 @pytest.mark.parametrize(
-    ("settings", "line"),
+    ("settings", "flags", "told"),
     [
-        (
-            (),
-            "starter recipe, chosen for gld, gives: steps 10000, batch_size 256, evaluate_every 1000, "
-            "checkpoint_every 1000, schedule linear (floor 0.1)",
-        ),
-        (("steps=7", "schedule.name=constant", "evaluate_every=5", "checkpoint_every=5"),
-         "starter recipe, chosen for gld, gives: batch_size 256"),
-        (("forward_passes=70", "batch_size=4", "schedule.floor=0.2", "evaluate_every=5", "checkpoint_every=5"), None),
+        ((), {"optimizer.name": "mezo"}, ["steps=10000", "optimizer.lr=0.003", "schedule.name=linear"]),
+        (("steps=7", "optimizer.lr=1e-3"), {"optimizer.name": "mezo"}, ["batch_size=64", "evaluate_every=1"]),
+        (("forward_passes=70",), {"surface.name": "lora"}, ["surface.start=probe", "optimizer.rank"]),
     ],
-)  # fmt: skip
-def test_what_the_starter_recipe_gives_another_optimizer_is_told(settings, line):
-    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+)
+def test_what_is_taken_unasked_is_told_as_it_would_be_given(settings, flags, told):
+    from gradientless.run.config import RunConfig
 
-    flags = {"optimizer.name": "mezo", "task": None}
-    config = RunConfig.load(DEFAULT_RECIPE, settings, flags)
-    assert cli.train._inherited(config, settings, flags) == line
-    assert cli.train._inherited(RunConfig.load(DEFAULT_RECIPE, settings), settings, {}) is None
+    config = RunConfig.load(None, settings, flags, usual=True)
+    begin, _, line = str(cli.train._unasked(config, settings, flags)).partition(": ")
+    assert begin == f"{config.surface.name} by {config.optimizer.name}, taken unasked"
+    assert [setting for setting in told if setting in line] == [setting for setting in told if "rank" not in setting]
+    names = {setting.partition("=")[0] for setting in settings}
+    assert not names & {each.partition("=")[0] for each in line.split()} and ("steps" in names) <= (
+        "steps=" not in line
+    )
+    again = RunConfig.load(None, [*settings, *line.split()], flags)
+    assert again.differences(config) == []
+
+
+def test_nothing_is_told_of_the_usual_head():
+    from gradientless.run.config import RunConfig
+
+    assert cli.train._unasked(RunConfig.load(None, ("seed=3",), usual=True), ("seed=3",), {}) is None
 
 
 def test_help_version_and_list_as_a_program():

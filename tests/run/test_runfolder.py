@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import weakref
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ class TestFiles:
     def test_environment_names_no_host_user_or_path(self, folder):
         folder.write_environment("cpu")
         record = json.loads(folder.environment.read_text())
-        assert record["versions"]["torch"] == torch.__version__ and record["threads"] == torch.get_num_threads()
+        assert record["versions"]["torch"] == version("torch") and record["threads"] == torch.get_num_threads()
         assert record["cores"] == os.cpu_count() and record["device"] == "cpu"
         text = folder.environment.read_text()
         assert os.uname().nodename not in text and str(folder.path) not in text

@@ -162,7 +162,7 @@ def test_recipes_run_stop_resume_and_replay(title, command, tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
     assert gradientless("predict", str(run), "a good film") == 0
     assert gradientless("train", "--out", str(first), "--resume") == 2
-    assert capsys.readouterr().err.startswith("out: must be a run, got a stage of")
+    assert capsys.readouterr().err.lstrip().startswith("out: must be a run, got a stage of")
 
 
 @pytest.mark.parametrize("readout", ["classifier", "masked"])

@@ -155,7 +155,7 @@ def diagnose(
     """
     import json
 
-    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+    from gradientless.run.config import RunConfig
     from gradientless.run.diagnose import diagnose_run
     from gradientless.terminal import Console
 
@@ -171,7 +171,7 @@ def diagnose(
         "device": device,
     }
     recipe, overrides = split_arguments(arguments or [])
-    config = RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags)
+    config = RunConfig.load(recipe, overrides, flags, usual=True)
     found = diagnose_run(config, say_on_stderr, noise=noise, draws=draws, eps=eps)
     if form == "table":
         found.show(Console())

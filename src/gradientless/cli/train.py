@@ -131,7 +131,7 @@ def train(
     The loss wanders about its first value: lr three times as large. It grows
     within a few hundred steps: a third. All steps are skipped: a tenth of eps.
     """
-    from gradientless.run.config import DEFAULT_RECIPE, RunConfig
+    from gradientless.run.config import RunConfig
     from gradientless.run.runfolder import RunFolder
 
     flags: dict[str, Any] = {
@@ -157,9 +157,9 @@ def train(
     if resume and recipe is None and out is not None and RunFolder(Path(out)).holds_run():
         recipe = str(RunFolder(Path(out)).config)
     config, folder, fresh = _open_run(
-        RunConfig.load(recipe or DEFAULT_RECIPE, overrides, flags), resume, named or bool(overrides) or settings
+        RunConfig.load(recipe, overrides, flags, usual=True), resume, named or bool(overrides) or settings
     )
-    if not named and not resume and (line := _inherited(config, overrides, flags)):
+    if not named and not resume and (line := _unasked(config, overrides, flags)):
         say_on_stderr(line)
     for note in config.notes if named else ():  # who named no recipe did not mean anything of it
         say_on_stderr(note)
@@ -184,20 +184,20 @@ def train(
     report.close(folder, summary, Console())
 
 
-def _inherited(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, Any]) -> str | None:
-    """What a run by another optimizer than the starter recipe's takes from that recipe unasked, in one line."""
-    from gradientless.run.config import DEFAULT_RECIPE
-    from gradientless.run.layers import keyboard_layer, read_recipe
+def _unasked(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, Any]) -> str | None:
+    """The settings that a run takes unasked, as they would be given, where surface or optimizer was asked for."""
+    from gradientless.run.defaults import defaults
+    from gradientless.run.layers import keyboard_layer, settings
 
-    recipe, (given, _) = read_recipe(DEFAULT_RECIPE), keyboard_layer(overrides, flags)
-    chosen_for = recipe["optimizer"]["name"]
-    if config.optimizer.name == chosen_for:
+    layer, _ = keyboard_layer(overrides, flags)
+    if "surface" not in layer and "optimizer" not in layer:
         return None
-    kept = [f"{key} {value}" for key, value in recipe.items() if isinstance(value, int) and key not in given]
-    kept = [line for line in kept if line != f"steps {recipe['steps']}" or config.steps == recipe["steps"]]
-    if "schedule" not in given:
-        kept.append(f"schedule {config.schedule.name} (floor {config.schedule.floor:g})")
-    return f"starter recipe, chosen for {chosen_for}, gives: {', '.join(kept)}" if kept else None
+    given = dict(settings(layer))
+    taken = [(key, value) for key, value in settings(defaults(layer)) if key not in given]
+    if config.steps is None:
+        taken = [(key, value) for key, value in taken if key != "steps"]
+    told = " ".join(f"{key}={value}" for key, value in taken)
+    return f"{config.surface.name} by {config.optimizer.name}, taken unasked: {told}"
 
 
 def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, RunFolder, bool]:

@@ -160,6 +160,12 @@ def family(config: Any) -> str:
     return "causal" if is_decoder(config) else "masked"
 
 
+def family_of(model: str) -> str:
+    """The family of `model`, for which a starter model is not fetched. Raises `UserError` where it cannot be told."""
+    asset = starter.ASSETS.get(model.removeprefix(STARTER)) if model.startswith(STARTER) else None
+    return asset.family if asset is not None and asset.family else family(load_config(model))
+
+
 def load_language_model(
     model: str, kind: str, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu"
 ) -> nn.Module:

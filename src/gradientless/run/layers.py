@@ -4,8 +4,8 @@ Layers, later ones win: the defaults below, the recipe (and the recipe that it `
 together (both speak for the person at the keyboard; a key given by both with two values is an error). A layer is read
 as one intention, therefore
 
-- data.path without task means "my own table": the task of a lower layer falls away; task without data.path likewise
-  drops a lower layer's data section;
+- data.path without task means "my own table": the task of a lower layer falls away, unless the path is a folder, which
+  is the task's; task without data.path likewise drops a lower layer's data section;
 - any of steps, forward_passes and epochs replaces those of a lower layer;
 - another optimizer.name drops the lower layers' options of the optimizer, and of its tensors.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any],
             notes.append(f"{key}: the recipe's value does not apply, {reason}")
 
     data = _table(above, "data")
-    if "path" in data and "task" not in above:
+    if "path" in data and "task" not in above and not _is_folder(data["path"]):
         below.pop("task", None)  # no note: whoever names their own data means it
     if "task" in above and "path" not in data:
         drop("data", "task was given")
@@ -145,6 +145,19 @@ def stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any],
         below.pop("optimizer", None)
         drop("tensors", f"the optimizer is {name}")
     return _merge(below, above), notes
+
+
+def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a layer and their values, as they are given on a command line."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_folder(path: Any) -> bool:
+    return isinstance(path, (str, Path)) and Path(path).expanduser().is_dir()
 
 
 def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
