@@ -19,6 +19,7 @@ import pytest
 
 import tiny_run
 from gradientless import cli
+from gradientless.schema import read_sealed, sealed
 from gradientless.search.trajectory import Trajectory
 
 CHATTER = r"train  |validation  |surface  |parameters tuned|resuming  |starter recipe, |\w+: the recipe's "
@@ -321,7 +322,15 @@ class TestResume:
 
     @pytest.mark.parametrize("steps", [0, 7, 19])
     def test_replay_of_a_shortened_log(self, stopped, refused, steps):
-        (stopped / "summary.json").write_text('{"model_step": 20}')
+        counts = {
+            "metrics": {},
+            "steps": 20,
+            "model_step": 20,
+            "forward_passes": 20,
+            "seconds": 1,
+            "peak_memory_mib": 1,
+        }
+        (stopped / "summary.json").write_text(json.dumps(counts))
         log = Trajectory.open(stopped / "trajectory.bin")
         log.truncate(steps)
         log.close()
@@ -344,11 +353,12 @@ class TestResume:
 
     def test_predict_with_a_damaged_model(self, stopped, refused):
         note = stopped / "model" / "gradientless.json"
-        note.write_text(json.dumps({**json.loads(note.read_text()), "format": 7}))
+        kept = note.read_bytes()
+        note.write_text(json.dumps(sealed({**read_sealed(note, "model"), "format": 7})))
         (line,) = refused(["predict", str(stopped), "a film"])
         assert line == f"{note}: must be of format 1, got 7"
         (stopped / "model" / "head.safetensors").write_bytes(b"junk")
-        note.write_text(json.dumps({**json.loads(note.read_text()), "format": 1}))
+        note.write_bytes(kept)
         (line,) = refused(["predict", str(stopped), "a film"])
         assert line.startswith(
             f"{stopped / 'model' / 'head.safetensors'}: must hold the head, got a missing or damaged"

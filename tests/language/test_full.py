@@ -17,6 +17,7 @@ from gradientless.language import reading, readouts, surfaces
 from gradientless.language.backbone import family, load_config
 from gradientless.language.surfaces import FullSurface, HeadSurface
 from gradientless.language.tasks import Prompt
+from gradientless.schema import read_sealed
 from gradientless.search.evaluators.injection import Injection
 
 LABELS = ("negative", "positive")
@@ -318,12 +319,12 @@ def test_damaged_notes_are_told_in_one_line(language_models, tmp_path):
     surface = create(language_models("llama"))
     surface.save(tmp_path)
     path = tmp_path / "gradientless.json"
-    note = json.loads(path.read_text())
+    note = read_sealed(path, "model")
     for change, message in [
         ({"surface": "ful"}, "unknown surface 'ful'; did you mean 'full'"),
         ({"readout": "promt"}, "unknown readout 'promt'; did you mean 'prompt'"),
-        ({"prompt": {"txt": ""}}, "prompt must hold text, words and score"),
-        ({"labels": None}, "must state labels, got None"),
+        ({"prompt": {"txt": ""}}, r"prompt\.text must be there, got none"),
+        ({"labels": None}, "labels must be a list, got None"),
     ]:
         path.write_text(json.dumps(note | change))
         with pytest.raises(UserError, match=message):

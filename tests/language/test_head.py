@@ -263,7 +263,7 @@ def test_damaged_saved_models_are_told_in_one_line(models, tmp_path):
         HeadSurface.load(tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "gradientless.json").write_text("{")
-    with pytest.raises(UserError, match="must be JSON, got a damaged file"):
+    with pytest.raises(UserError, match="must be JSON, got a corrupted file"):
         HeadSurface.load(tmp_path)
 
 

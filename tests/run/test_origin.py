@@ -23,8 +23,9 @@ from gradientless.run import origin
 from gradientless.run.config import RunConfig
 from gradientless.run.origin import Origin, code_of, data_of
 from gradientless.run.runfolder import RunFolder
-from gradientless.run.sealed import checksum, read_sealed, require_toml, sealed, sealed_toml, unsealed, write_sealed
+from gradientless.run.sealed import require_toml, sealed_toml, write_sealed
 from gradientless.run.train import Run
+from gradientless.schema import checksum, read_sealed, sealed, unsealed
 from gradientless.search.trajectory import MAGIC, Trajectory
 
 STEPS = 30
@@ -87,13 +88,17 @@ def stopped(request, place, tmp_path, monkeypatch) -> Path:
 def restate(run: Path, change: Callable[[str], str]) -> None:
     """Change the configuration in every place where the run tells it."""
     file = run / "config.toml"
-    text = change(file.read_text("utf-8")).rpartition("\n# sha256")[0]
+    text = change(without_seal(file.read_text("utf-8")))
     file.write_text(sealed_toml(text), "utf-8")
     if (run / "trajectory.bin").exists():
         rewrite_header(run, lambda header: json.loads(change(json.dumps(header))))
     for state in run.glob("checkpoint-*/state.json"):
-        record = unsealed(json.loads(state.read_text("utf-8")), state)
+        record = unsealed("run", json.loads(state.read_text("utf-8")), state)
         state.write_text(json.dumps(sealed(json.loads(change(json.dumps(record))))), "utf-8")
+
+
+def without_seal(text: str) -> str:
+    return "\n".join(line for line in text.split("\n") if not line.startswith("# sha256"))
 
 
 def rewrite_header(run: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -200,7 +205,7 @@ class TestConfiguration:
     )
     def test_that_says_otherwise_than_the_runs_files(self, old, new, key, stopped, told):
         file = stopped / "config.toml"
-        text = file.read_text("utf-8").rpartition("\n# sha256")[0]
+        text = without_seal(file.read_text("utf-8"))
         assert old in text
         file.write_text(sealed_toml(re.sub(rf"^{re.escape(old)}(\.0)?$", new, text, count=1, flags=re.M)), "utf-8")
         assert resume(stopped) == 2
@@ -297,9 +302,9 @@ class TestAnEarlierVersion:
 
     def unmake(self, run: Path) -> Path:
         text = (run / "config.toml").read_text("utf-8")
-        (run / "config.toml").write_text(text.rpartition("\n# sha256")[0], "utf-8")
+        (run / "config.toml").write_text(without_seal(text), "utf-8")
         for state in run.glob("*/state.json"):
-            record = unsealed(json.loads(state.read_text("utf-8")), state)
+            record = unsealed("run", json.loads(state.read_text("utf-8")), state)
             for key in ("origin", "logs", "trajectory"):
                 record["state"].pop(key, None)
             old = {"format": 1, "step": record["step"], "sha256": record["tensors"], "state": record["state"]}
@@ -309,7 +314,7 @@ class TestAnEarlierVersion:
             content = (run / "trajectory.bin").read_bytes()
             (run / "trajectory.bin").write_bytes(re.sub(rb'"check": "\w+", ', b"", content, count=1))
         if (run / "summary.json").exists():
-            (run / "summary.json").write_text(json.dumps(read_sealed(run / "summary.json")), "utf-8")
+            (run / "summary.json").write_text(json.dumps(read_sealed(run / "summary.json", "run")), "utf-8")
         return run
 
     def test_goes_on_when_it_is_asked_to(self, earlier, place, told):
@@ -346,7 +351,7 @@ class TestReplay:
         )
 
     def test_another_step_in_the_summary(self, run, told):
-        summary = read_sealed(run / "summary.json")
+        summary = read_sealed(run / "summary.json", "run")
         text = (run / "summary.json").read_text("utf-8")
         (run / "summary.json").write_text(
             text.replace(f'"model_step": {summary["model_step"]}', '"model_step": 5'), "utf-8"
@@ -457,19 +462,19 @@ class TestFiles:
             shutil.rmtree(best)
         assert resume(run) == 0
         assert "its weights are gone" in " ".join(capsys.readouterr().err.split())
-        assert read_sealed(run / "summary.json")["model_step"] in (20, 30)
+        assert read_sealed(run / "summary.json", "run")["model_step"] in (20, 30)
 
     def test_values_are_sealed_not_their_layout(self, tmp_path):
         values = {"a": 0.1, "b": [1, None, {"c": "é"}], "d": float("inf")}
         path = tmp_path / "x.json"
         write_sealed(path, values)
-        assert read_sealed(path) == {**values, "d": None}
+        assert read_sealed(path, "run") == {**values, "d": None}
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")), indent=7), "utf-8")
-        assert read_sealed(path) == {**values, "d": None}
+        assert read_sealed(path, "run") == {**values, "d": None}
         assert checksum({"a": 1, "b": 2}) == checksum({"b": 2, "a": 1}) != checksum({"a": 1, "b": 2.5})
         path.write_text("[1]", "utf-8")
-        with pytest.raises(UserError, match=r"x\.json must hold an object"):
-            read_sealed(path)
+        with pytest.raises(UserError, match=r"x\.json in .*: it must be an object, got \[1\]"):
+            read_sealed(path, "run")
 
     def test_toml_without_a_checksum_is_read_as_it_stands(self, tmp_path):
         path = tmp_path / "config.toml"

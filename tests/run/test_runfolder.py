@@ -35,7 +35,9 @@ class TestOpening:
     def test_a_folder_with_a_run_is_refused_unless_resumed(self, folder):
         with pytest.raises(UserError, match="which holds a run; --resume continues it"):
             RunFolder.create(folder.path, "steps = 2\n")
-        assert RunFolder.create(folder.path, "steps = 2\n", resume=True).config.read_text().startswith("steps = 1\n")
+        assert RunFolder.create(folder.path, "steps = 2\n", resume=True).config.read_text() == sealed_toml(
+            "steps = 1\n"
+        )
 
     def test_a_folder_with_other_files_is_refused(self, tmp_path):
         (tmp_path / "thesis.pdf").touch()
@@ -110,8 +112,13 @@ class TestFiles:
     def test_summary(self, folder):
         with pytest.raises(UserError, match="must have ended"):
             folder.read_summary()
-        folder.write_summary({"steps": 3})
-        assert folder.read_summary() == {"steps": 3}
+        summary = {"metrics": {"accuracy": 0.5, "loss": None}, "steps": 3, "forward_passes": 6, "model_step": 3}
+        summary |= {"seconds": 1.5, "peak_memory_mib": 2}
+        folder.write_summary(summary)
+        assert folder.read_summary() == summary
+        folder.write_summary({**summary, "steps": "3"})
+        with pytest.raises(UserError, match="steps must be a whole number >= 0, got '3'"):
+            folder.read_summary()
         folder.summary.write_text("{")
         with pytest.raises(UserError, match="corrupted"):
             folder.read_summary()
@@ -174,9 +181,9 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("damage", "reason"),
         [
-            (lambda place: (place / "state.json").write_text("{"), "state.json is not JSON"),
-            (lambda place: (place / "state.json").write_text("[]"), "state.json is not of format 2"),
-            (lambda place: (place / "state.json").unlink(), "state.json is missing"),
+            (lambda place: (place / "state.json").write_text("{"), "state.json must be JSON"),
+            (lambda place: (place / "state.json").write_text("[]"), "it must be an object"),
+            (lambda place: (place / "state.json").unlink(), "file not found, got .*state.json"),
             (lambda place: (place / "tensors.safetensors").unlink(), "tensors.safetensors is missing"),
             (lambda place: (place / "tensors.safetensors").write_bytes(b"junk"), "does not match its checksum"),
         ],

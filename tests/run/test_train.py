@@ -27,8 +27,8 @@ from gradientless.run.assemble import make_surface
 from gradientless.run.evaluation import evaluate_folder, load_splits, load_surface, logits_of
 from gradientless.run.predict import predict_texts
 from gradientless.run.runfolder import RunFolder
-from gradientless.run.sealed import sealed, unsealed
 from gradientless.run.train import Run, Stopped
+from gradientless.schema import sealed, unsealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 from gradientless.search.schedules import multiplier
 
@@ -439,7 +439,7 @@ class TestStopAndResume:
         )
         assert not (tmp_path / "stopped" / "model").exists()
         (state,) = (tmp_path / "stopped").glob("checkpoint-*/state.json")
-        record = unsealed(json.loads(state.read_text("utf-8")), state)
+        record = unsealed("run", json.loads(state.read_text("utf-8")), state)
         progress = record["state"]["progress"]
         assert progress["seconds"] > 0 and set(progress["peaks"]) == {"start", "step", "evaluation"}
         progress["peaks"]["step"], progress["seconds"] = 1e6, 1000.0  # as if it had taken so much until then

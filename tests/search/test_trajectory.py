@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 import warnings
 
 import pytest
@@ -169,3 +170,18 @@ def test_reading_leaves_the_file_as_it_is(tmp_path, torn):
         warnings.simplefilter("ignore")
         Trajectory.open(path).close()
     assert path.read_bytes() == data[: len(data) - len(torn)]
+
+
+def test_an_open_log_takes_few_bytes_a_step(tmp_path):
+    log = Trajectory(tmp_path / "log", {})
+    steps = 20_000
+    tracemalloc.start()
+    try:
+        for step in range(steps):
+            log.append(step.to_bytes(7, "little"))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        log.close()
+    assert held / steps < 16
+    assert [int.from_bytes(each, "little") for each in Trajectory.read(log.path)] == list(range(steps))

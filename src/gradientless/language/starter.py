@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from gradientless.errors import UserError, unknown
+from gradientless.schema import COUNT, read_json
 from gradientless.terminal import Console, Told
 
 
@@ -208,11 +209,11 @@ MANIFEST = "asset.json"  # written last into an unpacked folder: the sizes of it
 def _sizes(folder: Path) -> dict[str, int] | None:
     """Sizes by file name of a complete asset; None when it is absent or a file is missing or cut short."""
     try:
-        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sizes: dict[str, int] = read_json(folder / MANIFEST, "starter", {str: COUNT})
         whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return None
-    return sizes if whole else None
+    return sizes if sizes and whole else None
 
 
 def _write_manifest(folder: Path, sizes: dict[str, int]) -> None:

@@ -24,10 +24,11 @@ from gradientless.run.layers import parse_value, shown
 from gradientless.run.memory import give_back
 from gradientless.run.named import is_own
 from gradientless.run.report import Column, markdown_table, percent, table_cells
-from gradientless.run.runfolder import RunFolder
-from gradientless.run.sealed import read_sealed, write_atomically, write_json, write_sealed
+from gradientless.run.runfolder import OF_RESULT, RunFolder
+from gradientless.run.sealed import write_atomically, write_json, write_sealed
 from gradientless.run.train import train
 from gradientless.run.untuned import WAYS
+from gradientless.schema import COUNT, Maybe, fits, read_sealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 from gradientless.terminal import Console
 
@@ -35,6 +36,15 @@ SURFACE = "full"  # what tuned methods tune where nobody says: all of the model,
 SHARED = ("task", "data", "seed", "out")  # the same for every method, but for data.max_length
 OF_TUNING = ("optimizer", "tensors", "schedule", "loss")
 
+RESULT = {  # of a METHOD-seedSEED.json
+    "method": str,
+    "options": dict,
+    "config": dict,
+    "metrics": {"accuracy": float, "f1": float},
+    "forward_passes": COUNT,
+    **dict.fromkeys(("seconds", "peak_memory_mib"), float),
+    "texts_cut": Maybe(COUNT),
+}
 COLUMNS = (
     Column("accuracy, %", "metrics.accuracy", 100, 2, spread=True, form=" ({})"),
     Column("F1, %", "metrics.f1", 100, 2, spread=True, form=" ({})"),
@@ -281,15 +291,11 @@ def _record(method: Method, config: RunConfig, out: Path) -> Path:
 def _kept(method: Method, config: RunConfig, out: Path) -> dict[str, Any] | None:
     """The result that `out` holds already. Raises UserError when it is another configuration's."""
     file = _record(method, config, out)
-    try:
-        kept = read_sealed(file)
-        other = RunConfig.model_validate(kept["config"])
-        named, options = kept["method"], kept["options"]
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--out: {file} must be a result that compare wrote, got another ({error})") from None
-    lines = config.differences(other)
+    kept = read_sealed(file, "--out", RESULT)
+    named, options = kept["method"], kept["options"]
+    lines = config.differences(RunConfig.stated(f"--out: {file.name}", kept["config"]))
     if not method.tunes:
         read = (*WAYS[method.name].keys, "model", "dtype", "batch_size", *SHARED)
         lines = [line for line in lines if _is_of(line.replace(":", "=", 1), read)]
@@ -342,6 +348,7 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
     folder = RunFolder.create(folder.path, config.toml(), resume=True)
     try:
         summary = train(config, folder, resume=not fresh, console=console)
+        fits(f"run: {folder.summary.name} in '{folder.path}'", summary, OF_RESULT)
     except UserError:
         if fresh:
             folder.withdraw()

@@ -509,6 +509,14 @@ class RunConfig(_Section):
             raise UserError("\n".join(lines))
         return config
 
+    @classmethod
+    def stated(cls, owner: str, values: Any) -> RunConfig:
+        """The configuration that a file of a run states. Raises UserError, in one line, for what is none."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(f"{owner}: must state a configuration, got one with {error_lines(error)[0]}") from None
+
     @property
     def staged(self) -> tuple[Stage, ...]:
         """The stages with their whole configurations; none of a run without stages."""

@@ -26,6 +26,7 @@ from gradientless.errors import UserError
 from gradientless.language.tasks import Example, Splits
 from gradientless.run.config import RunConfig
 from gradientless.run.named import is_own
+from gradientless.schema import POSITIVE, Maybe
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "peft")
 SPECTATORS = (  # sources that decide no number of a run
@@ -35,6 +36,13 @@ SPECTATORS = (  # sources that decide no number of a run
 SHORT = 16  # characters of a checksum that stands for a file of code
 UNKNOWN = "a version that did not note it"
 
+ORIGIN = {  # what a log and a checkpoint hold of it
+    **dict.fromkeys(("data", "tokens", "model", "base"), Maybe(str)),
+    "config": Maybe(dict),
+    "code": Maybe({str: str}),
+    "labels": Maybe([str]),
+}
+HEADER = {"rows": Maybe(POSITIVE), "scheduled_steps": Maybe(POSITIVE), "origin": Maybe(ORIGIN)}  # of a run's log
 _MEANT = {
     "labels": "the labels must be those that the run began with, in their order",
     "data": "the rows must be those that the run began with: their texts, their labels and their order",
@@ -76,7 +84,7 @@ class Origin:
         if then == now:
             return None
         if part == "config":
-            lines = RunConfig.model_validate(now).differences(RunConfig.model_validate(then))
+            lines = RunConfig.model_validate(now).differences(RunConfig.stated(self.owner, then))
             told = "; ".join(lines)
             return f"the configuration must be what the run began with, got {told}" if lines else None
         if part == "code":

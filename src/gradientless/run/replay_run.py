@@ -16,13 +16,14 @@ from gradientless.errors import UserError
 from gradientless.language import backbone
 from gradientless.language.surfaces.adapter import BASE
 from gradientless.language.surfaces.lst import SIDE_FILE
-from gradientless.language.surfaces.saved import HEAD_FILE
+from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, read_note
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import load_splits, load_surface, require_finite
-from gradientless.run.origin import Origin, code_of, data_of, differing
+from gradientless.run.origin import HEADER, Origin, code_of, data_of, differing
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
+from gradientless.schema import fits
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 
@@ -104,6 +105,7 @@ def _replay(
             "no log of losses and start again from their checkpoint: gradientless train --resume"
         )
     log = Trajectory.read(folder.trajectory)
+    fits(f"replay: the header of {folder.trajectory}", log.header, HEADER)
     then = log.header.get("origin", {})
     origin = Origin([then], "replay", other_code=True, say=lambda _: None)
     origin.state("config", config.decisive())
@@ -150,7 +152,9 @@ def _replay(
     if kept is None or kept[2] != steps:
         result["bit-equal to the run"] = f"not known: the run holds no {BEST}-{steps}"
     else:
-        equal = all(torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items())
+        equal = all(
+            name in kept[0] and torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items()
+        )
         result["bit-equal to the run"] = "yes" if equal else "NO"
         if not equal:
             warnings.warn("replay: the weights differ from the run's; another version of torch or numpy?", stacklevel=2)
@@ -169,9 +173,8 @@ def _replay(
 
 def _labels(folder: RunFolder, config: RunConfig) -> tuple[str, ...]:
     """Label names: from the saved model, so that no data is needed; from the data when there is none yet."""
-    note = folder.model / "gradientless.json"
-    if note.exists():
-        return tuple(json.loads(note.read_text("utf-8"))["labels"])
+    if (folder.model / NOTE).exists():
+        return tuple(read_note(folder.model)["labels"])
     return load_splits(config).labels
 
 

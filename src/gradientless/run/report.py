@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
 from gradientless.run.runfolder import RunFolder
-from gradientless.run.sealed import unsealed
+from gradientless.schema import read_sealed
 
 if TYPE_CHECKING:
     from gradientless.terminal import Console
@@ -45,7 +44,9 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a summary holds, as people read it."""
     rows = figure_rows({**summary.get("metrics", {}), "majority": summary.get("majority")})
     for name, stage in summary.get("stages", {}).items():
-        rows.append((name, f"{percent(stage['metrics']['accuracy'])} after {stage['forward_passes']:,} passes"))
+        accuracy = stage["metrics"].get("accuracy")
+        shown = "no accuracy" if accuracy is None else percent(accuracy)
+        rows.append((name, f"{shown} after {stage['forward_passes']:,} passes"))
     for key, unit in (("forward_passes", ""), ("steps", ""), ("seconds", " s"), ("peak_memory_mib", " MiB")):
         value = summary.get(key)
         if isinstance(value, (int, float)):
@@ -90,7 +91,7 @@ def class_lines(found: Mapping[str, Any]) -> list[str]:
         )
     elif "confusion" in found and len(classes) <= MOST_CLASSES:
         shown = [_short(name) for name in classes]
-        counts = [[name, *map(str, row)] for name, row in zip(shown, found["confusion"], strict=True)]
+        counts = [[name, *map(str, row)] for name, row in zip(shown, found["confusion"], strict=False)]
         lines += _aligned([["class \\ predicted", *shown], *counts])
     return lines
 
@@ -141,7 +142,11 @@ def plot(folder: RunFolder) -> bool:
     curves: list[tuple[str | None, int, list[dict[str, Any]]]] = []
     passes = 0
     for run in folder.stage_folders() or [folder]:
-        records = [record for record in run.read_metrics() if record.get("split") == "validation"]
+        records = [
+            record
+            for record in run.read_metrics()
+            if record.get("split") == "validation" and "forward_passes" in record
+        ]
         if records:
             curves.append((run.path.name if folder.stages.is_dir() else None, passes, records))
             passes += records[-1]["forward_passes"]
@@ -241,12 +246,4 @@ def _cell(column: Column, summaries: Sequence[Mapping[str, Any]], name: str) -> 
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    file = RunFolder(path).summary if path.is_dir() else path
-    try:
-        return unsealed(json.loads(file.read_text("utf-8")), file)
-    except FileNotFoundError:
-        raise UserError(f"table: file not found, got '{file}'") from None
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"table: must be JSON, got a corrupted '{file}'") from None
+    return read_sealed(RunFolder(path).summary if path.is_dir() else path, "table")

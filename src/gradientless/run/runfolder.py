@@ -45,19 +45,17 @@ from gradientless.errors import UserError
 from gradientless.run.sealed import (
     finite,
     is_temporary,
-    read_sealed,
     require_toml,
-    sealed,
     sealed_toml,
     sha256_of,
     swap,
     sync,
     temporary_name,
-    unsealed,
     write_atomically,
     write_json,
     write_sealed,
 )
+from gradientless.schema import COUNT, POSITIVE, Maybe, Nullable, Schema, fits, read_json, read_sealed, sealed, unsealed
 from gradientless.terminal import say_on_stderr
 
 if TYPE_CHECKING:
@@ -66,6 +64,54 @@ if TYPE_CHECKING:
 
     from gradientless.run.config import RunConfig
 
+_METRICS = {str: Nullable(float)}  # null is one that ran away
+LEAVES = {
+    "model": Nullable(str),
+    "prompted": bool,
+    "parts": {str: {"means": str, "tensors": {str: [COUNT]}}},
+}
+BY_CLASS = {  # `metrics.by_class`
+    "majority": Maybe({"label": str, "share": float}),
+    "classes": Maybe(
+        {str: {**dict.fromkeys(("rows", "predicted"), COUNT), **dict.fromkeys(("precision", "recall", "f1"), float)}}
+    ),
+    "confusion": Maybe([[COUNT]]),
+}
+_NEEDED = {  # of summary.json by whoever reads it
+    "metrics": _METRICS,
+    **dict.fromkeys(("steps", "forward_passes", "model_step"), COUNT),
+    **dict.fromkeys(("seconds", "peak_memory_mib"), float),
+}
+_LATER = {  # which early ones lack
+    **dict.fromkeys(("wall_seconds", "features_seconds"), float),
+    "last": _METRICS,
+    "texts_cut": {str: COUNT},
+    "chosen_among": COUNT,
+    **dict.fromkeys(("metrics_of", "accuracy_means", "f1_means", "ended"), str),
+}
+_OFTEN = {
+    **BY_CLASS,
+    "remarks": Maybe([str]),
+    "scheduled_steps": Maybe(POSITIVE),
+    "trajectory": Maybe(str),
+    "leaves": Maybe(LEAVES),
+}
+_ENDED = {**_NEEDED, **{key: Maybe(schema) for key, schema in _LATER.items()}, **_OFTEN}
+SUMMARY = {**_ENDED, "stages": Maybe({str: _ENDED})}
+OF_STAGE = {**_NEEDED, **_LATER, **_OFTEN, "leaves": LEAVES}
+OF_RESULT = {
+    "metrics": _METRICS,
+    "forward_passes": COUNT,
+    **dict.fromkeys(("seconds", "features_seconds", "peak_memory_mib"), float),
+    "texts_cut": {str: COUNT},
+}
+METRICS_LINE = {
+    "step": COUNT,
+    "split": Maybe(str),
+    "forward_passes": Maybe(COUNT),
+    **dict.fromkeys(("loss", "accuracy", "f1"), Maybe(Nullable(float))),
+}
+TIMINGS_LINE = {"step": COUNT, "seconds": float}
 CHECKPOINT, BEST = "checkpoint", "best"
 FORMAT = 2  # the first one had no checksum of state.json itself
 PACKAGES = ("gradientless", "torch", "numpy", "numba", "scipy", "transformers", "tokenizers", "safetensors", "datasets")
@@ -197,10 +243,9 @@ class RunFolder:
 
     def truncate_logs(self, step: int) -> None:
         """Forget what metrics.jsonl and timings.jsonl say of later steps than `step`, and a torn last line."""
-        for log in (self.metrics, self.timings):
+        for log, read in ((self.metrics, self.read_metrics), (self.timings, self.read_timings)):
             if log.exists():
-                kept = [record for record in _read_lines(log, self.say) if record["step"] <= step]
-                write_atomically(log, b"".join(map(_line, kept)))
+                write_atomically(log, b"".join(_line(record) for record in read() if record["step"] <= step))
 
     def log_sums(self) -> dict[str, str]:
         """Checksums of metrics.jsonl and timings.jsonl as they stand, by name."""
@@ -208,18 +253,17 @@ class RunFolder:
 
     def require_logs(self, sums: Mapping[str, str]) -> None:
         """Raises UserError for a log that is not as it was when `log_sums` gave `sums`."""
-        for name, wanted in sums.items():
-            log = self.path / name
-            if not log.exists() or sha256_of(log) != wanted:
-                raise UserError(f"run: {name} must hold what the run wrote, got a changed file in '{self.path}'")
+        for log in (self.metrics, self.timings):
+            if log.name in sums and (not log.exists() or sha256_of(log) != sums[log.name]):
+                raise UserError(f"run: {log.name} must hold what the run wrote, got a changed file in '{self.path}'")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl; a torn last line is left out, with a word."""
-        return _read_lines(self.metrics, self.say) if self.metrics.exists() else []
+        return _read_lines(self.metrics, METRICS_LINE, self.say) if self.metrics.exists() else []
 
     def read_timings(self) -> list[dict[str, Any]]:
         """All records of timings.jsonl; a torn last line is left out, with a word."""
-        return _read_lines(self.timings, self.say) if self.timings.exists() else []
+        return _read_lines(self.timings, TIMINGS_LINE, self.say) if self.timings.exists() else []
 
     def events(self, resumed_at: int | None = None) -> SummaryWriter:
         """A TensorBoard writer into tensorboard/. resumed_at: the last step to keep of an earlier writer's events."""
@@ -251,12 +295,11 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_sealed(self.summary, summary)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self, schema: Schema = SUMMARY) -> dict[str, Any]:
         """summary.json. Raises UserError when the run has not ended, or the file is not as it was written."""
-        try:
-            return read_sealed(self.summary)
-        except FileNotFoundError:
-            raise UserError(f"run: must have ended, got '{self.path}' without {self.summary.name}") from None
+        if not self.summary.exists():
+            raise UserError(f"run: must have ended, got '{self.path}' without {self.summary.name}")
+        return read_sealed(self.summary, "run", schema)
 
     @contextlib.contextmanager
     def replacing(self, target: Path) -> Iterator[Path]:
@@ -322,13 +365,13 @@ class RunFolder:
         for place in self._saved(kind):
             try:
                 record = _state(place / "state.json")
-                if int(record["step"]) != int(place.name.removesuffix("-superseded").rpartition("-")[2]):
+                if record["step"] != int(place.name.removesuffix("-superseded").rpartition("-")[2]):
                     raise ValueError(f"state.json is of step {record['step']}")
                 if sha256_of(place / "tensors.safetensors") != record["tensors"]:
                     raise ValueError("tensors.safetensors does not match its checksum")
                 tensors = SavedTensors(place / "tensors.safetensors", device)
-                loaded = tensors, record["state"], int(record["step"])
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                loaded = tensors, record["state"], record["step"]
+            except (OSError, ValueError, SafetensorError) as error:
                 failures.append(f"checkpoint {place}: corrupted ({_reason(error)})")
                 continue
             for failure in failures:
@@ -404,17 +447,18 @@ def newest_of_name(path: Path) -> Path:
 
 def _state(file: Path) -> dict[str, Any]:
     """What state.json holds; ValueError where it was changed."""
-    record = json.loads(file.read_text("utf-8"))
-    if isinstance(record, dict) and record.get("format") == 1 and "tensors" not in record:
-        return {**record, "tensors": record["sha256"]}
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record = read_json(file, "run", {"format": COUNT, "sha256": str})
+    if record["format"] == 1 and "tensors" not in record:
+        record = {**record, "tensors": record["sha256"]}
+    elif record["format"] != FORMAT:
         raise ValueError(f"state.json is not of format {FORMAT}")
-    if "sha256" not in record:
-        raise ValueError("state.json has no checksum")
-    try:
-        return unsealed(record, file)
-    except UserError:
-        raise ValueError("state.json does not match its checksum") from None
+    else:
+        try:
+            record = unsealed("run", record, file)
+        except UserError:
+            raise ValueError("state.json does not match its checksum") from None
+    fits("state.json", record, {"step": COUNT, "tensors": str, "state": dict})
+    return dict(record)
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -432,9 +476,7 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{Path(error.filename).name} is missing"
-    if isinstance(error, json.JSONDecodeError):
-        return "state.json is not JSON"
-    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return " ".join(str(error).split())
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -448,7 +490,7 @@ def _append_line(path: Path, record: Mapping[str, Any]) -> None:
         file.write(_line(record))
 
 
-def _read_lines(path: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, schema: Schema, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The records of a log. The last line may be torn by a kill; any other that cannot be read is a UserError."""
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
@@ -457,9 +499,8 @@ def _read_lines(path: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("not a record with a step")
-        except ValueError:
+            fits(path.name, record, schema)
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise UserError(f"run: {path.name} must hold one JSON object a line, got line {number}") from None
             say(f"{path.name}: the last line was torn and is left out (line {number})")

@@ -1,7 +1,6 @@
 """Files that a run reads back: each holds a checksum of its own values, so that a change of one is noticed.
 
-The checksum is of the values, not of the bytes: a file that was only laid out anew is the same file. One without a
-checksum, as earlier versions wrote them, is read as it stands.
+What each holds, and how JSON is read back, is `schema`'s.
 """
 
 from __future__ import annotations
@@ -18,45 +17,25 @@ from typing import Any
 
 from gradientless.errors import UserError
 from gradientless.inputs import read_text, toml
+from gradientless.schema import checksum, require_seal, sealed
 
-KEY = "sha256"
-_COMMENT = re.compile(r"^# sha256 of the values above: (\S*)$", re.MULTILINE)
-
-
-def checksum(values: Any) -> str:
-    """sha256, in hex, of JSON-able values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` and their checksum."""
-    return {**values, KEY: checksum(values)}
-
-
-def unsealed(found: Any, path: Path) -> dict[str, Any]:
-    """The values of what `sealed` gave. Raises `UserError` when they are others."""
-    if not isinstance(found, dict):
-        raise UserError(f"run: {path.name} must hold an object, got another value in '{path.parent}'")
-    values = {key: value for key, value in found.items() if key != KEY}
-    _require(found.get(KEY), values, path)
-    return values
+_COMMENT = re.compile(r"^# sha256 of the values (?:above|below): (\S*)$", re.MULTILINE)
 
 
 def sealed_toml(text: str) -> str:
-    """TOML and, in a comment behind it, the checksum of its values."""
-    return f"{text}\n# sha256 of the values above: {checksum(toml(text, 'config'))}\n"
+    """TOML and the checksum of its values, in comments on both sides: what is cut off at one end leaves the other."""
+    told = checksum(toml(text, "config"))
+    return f"# sha256 of the values below: {told}\n{text}\n# sha256 of the values above: {told}\n"
 
 
 def require_toml(path: Path) -> None:
-    """Raises `UserError` for a file whose values are not those that `sealed_toml` was given."""
+    """Raises `UserError` for a file whose values are not those that `sealed_toml` was given, or that has none."""
     text = read_text(path, "run")
-    stated = _COMMENT.findall(text)
-    _require(stated[-1] if stated else None, toml(text, "run"), path)
-
-
-def _require(stated: Any, values: Any, path: Path) -> None:
-    if stated is not None and stated != checksum(values):
-        raise UserError(f"run: {path.name} must hold what the run wrote, got a changed file in '{path.parent}'")
+    values = toml(text, "run")
+    if not values:
+        raise UserError(f"run: {path.name} must hold what the run wrote, got an empty file in '{path.parent}'")
+    for stated in _COMMENT.findall(text):
+        require_seal("run", stated, values, path)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -81,15 +60,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is read back by `read_sealed`."""
     write_json(path, sealed(json.loads(json.dumps(finite(content)))))
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Raises `UserError` for what is not JSON or was changed, and OSError for what cannot be read."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise UserError(f"run: {path.name} must be JSON, got a corrupted file in '{path.parent}'") from None
-    return unsealed(found, path)
 
 
 def finite(value: Any) -> Any:

@@ -26,7 +26,7 @@ from gradientless.run.assemble import Rows, length_of, make_optimizer, make_rate
 from gradientless.run.config import RunConfig, Stage
 from gradientless.run.evaluation import load_splits
 from gradientless.run.losses import loss_of, weights_of
-from gradientless.run.runfolder import BEST, RunFolder
+from gradientless.run.runfolder import BEST, OF_STAGE, RunFolder
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 
@@ -161,7 +161,11 @@ class Before:
         with torch.no_grad():
             for part in parts:
                 for name, tensor in surface.parts()[part].tensors.items():
-                    tensor.copy_(loaded[0][name])  # type: ignore[index]
+                    found = loaded[0].get(name)  # type: ignore[index]
+                    if found is None or found.shape != tensor.shape:
+                        told = f"must hold the weights that it left, got none or others of '{name}'"
+                        raise UserError(f"{self.stage.owner}: {told} in '{self.folder.path}'")
+                    tensor.copy_(found)
         return parts
 
 
@@ -174,7 +178,7 @@ def before(whole: RunFolder, stages: Sequence[Stage], following: Stage, base: st
     speaking, has = model, True  # the last model with an output layer, and whether that is `model`
     for stage, next_one in itertools.pairwise(stages[: following.number]):
         folder = whole.stage(stage.folder)
-        left = folder.read_summary()["leaves"]
+        left = folder.read_summary(OF_STAGE)["leaves"]
         place = handed_model(stage, left, next_one)
         if place is not None:
             model, has = str(folder.path / place), left["prompted"]

@@ -23,7 +23,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
-from gradientless.errors import NotFinite, UserError
+from gradientless.errors import NotFinite, UserError, one_line, with_kind
 from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import METRICS, accuracy_name, alike, by_class, f1_name, highest
@@ -52,9 +52,10 @@ from gradientless.run.evaluation import (
 from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
 from gradientless.run.objective import Objective
-from gradientless.run.origin import UNKNOWN, Origin, code_of, data_of, tokens_of
-from gradientless.run.runfolder import BEST, RunFolder, Saved
+from gradientless.run.origin import HEADER, ORIGIN, UNKNOWN, Origin, code_of, data_of, tokens_of
+from gradientless.run.runfolder import BEST, BY_CLASS, OF_STAGE, RunFolder, Saved
 from gradientless.run.stages import Before, before, check, keeps_adapter, leaves
+from gradientless.schema import Maybe, fits, of_fields
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
@@ -107,6 +108,16 @@ class Progressed:
     ended: bool = False
     seconds: float = 0.0  # of the loop, in all processes
     peaks: dict[str, float] = field(default_factory=dict)  # of memory, by part, the highest of all processes
+
+
+STATE = {  # of a checkpoint
+    "optimizer": dict,
+    "progress": of_fields(Progressed),
+    "origin": Maybe(ORIGIN),
+    "logs": Maybe({str: str}),
+    "trajectory": Maybe(str),
+}
+OF_BEST = {"found": Maybe({str: float}), "by_class": Maybe(BY_CLASS)}
 
 
 class Run:
@@ -351,14 +362,21 @@ class Run:
         tensors, record, step = saved
         self.folder.truncate_logs(step)
         self.folder.require_logs(record.get("logs", {}))
+        self._set_weights(tensors, "weights/")
+        options = _options(self.optimizer)
         try:
-            self._set_weights(tensors, "weights/")
             self.optimizer.load_state_dict(_with_tensors(record["optimizer"], tensors))
             self.done = Progressed(**record["progress"])
-            for part, peak in self.done.peaks.items():
-                self.memory.peaks[part] = max(peak, self.memory.peaks.get(part, 0.0))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {error}") from None
+        except Exception as error:  # noqa: BLE001 - torch's optimizers raise whatever comes of other kinds of values
+            told = one_line(error) if isinstance(error, UserError) else with_kind(error)
+            raise UserError(f"checkpoint of step {step}: must belong to this configuration, got {told}") from None
+        if self.done.step != step:
+            told = f"got the progress of step {self.done.step}"
+            raise UserError(f"checkpoint of step {step}: must tell its own progress, {told}")
+        if self.forward is None and (_options(self.optimizer) != options or not _fit(self.optimizer)):
+            raise UserError(f"checkpoint of step {step}: must belong to this configuration, got another optimizer's")
+        for part, peak in self.done.peaks.items():
+            self.memory.peaks[part] = max(peak, self.memory.peaks.get(part, 0.0))
         if self.done.best_step >= 0 and self.folder.load_checkpoint(BEST) is None:
             self.say("best        its weights are gone: the best of the evaluations to come is kept")
             self.done.best_step = -1
@@ -366,6 +384,10 @@ class Run:
     @torch.no_grad()
     def _set_weights(self, weights: Mapping[str, Tensor], prefix: str = "") -> None:
         for name, tensor in self.surface.trainable().items():
+            if prefix + name not in weights or weights[prefix + name].shape != tensor.shape:
+                raise UserError(
+                    f"checkpoint: must hold the weights of this configuration, got none or others of '{name}'"
+                )
             tensor.copy_(weights[prefix + name])
 
     def keep_if_best(self, found: dict[str, float]) -> bool:
@@ -389,6 +411,7 @@ class Run:
             raise UserError(f"run: must hold the weights of the best evaluation, got none in '{place}'")
         self._set_weights(loaded[0])
         self.done.best_step = loaded[2]
+        fits(f"the state of {BEST}-{loaded[2]}", loaded[1], OF_BEST)
         self.by_class = loaded[1].get("by_class", {})
         return loaded[1].get("found") or self.evaluate()
 
@@ -597,6 +620,10 @@ def _train(
         folder.sweep()
         saved = folder.load_checkpoint(device="cpu")
         log = Trajectory.open(folder.trajectory) if folder.trajectory.exists() else None
+        if saved is not None:
+            fits(f"the state of the checkpoint of step {saved[2]}", saved[1], STATE)
+        if log is not None:
+            fits(f"trajectory: the header of {folder.trajectory}", log.header, HEADER)
     before_it = [told for told in (saved and saved[1], log and log.header) if told]
     origin = Origin([told["origin"] for told in before_it if "origin" in told], "--resume", other_code, folder.say)
     if before_it and not origin.before and not other_code:
@@ -654,7 +681,7 @@ def _train_stages(
                 raise Stopped(stopped.step, stage.folder) from None
         elif lines := stage.config.differences(place.read_config()):
             raise UserError("\n".join(f"--resume: {stage.line(line)}, of a stage that has ended" for line in lines))
-        summaries[stage.folder] = place.read_summary()
+        summaries[stage.folder] = place.read_summary(OF_STAGE)
     with folder.replacing(folder.model) as copy:
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
     *_, last = summaries.values()
@@ -810,6 +837,22 @@ def _what_fits(run: Run) -> UserError:
         run.rehearse(Objective(run.surface, [part], run.noise, rows_of.loss))
 
     return batch_that_fits(attempt, run.config.micro_batch_size or run.config.batch_size, run.device)
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Those of each group but for the rate, which the loop sets."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
+
+
+def _fit(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what a torch optimizer holds of each tensor has its shape, or is one number."""
+    return all(
+        held is None or (isinstance(held, Tensor) and (held.ndim == 0 or held.shape == tensor.shape))
+        for tensor, state in optimizer.state.items()
+        for held in state.values()
+    )
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -20,16 +20,26 @@ import os
 import struct
 import warnings
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
+from gradientless.schema import COUNT, POSITIVE, Maybe, fits
 
 MAGIC = b"gradientless trajectory 1\n"
+HEADER = {  # what of a header is read here and by the optimizers; early logs lack one thing or another
+    "version": Maybe(POSITIVE),
+    "first_step": Maybe(COUNT),
+    "start": Maybe(str),
+    "evaluator": Maybe(str),
+    "fused": Maybe(bool),
+    "undecayed": Maybe([str]),
+}
 _LENGTH = 4  # bytes of a length and its check sum
 
 
@@ -55,15 +65,19 @@ class Trajectory:
 
     def __init__(self, path: str | Path, header: dict[str, Any]):
         self.path = Path(path)
-        self._ends: list[int] = []  # file offset after each record
-        self._check = self._length = 0
-        self._states: list[tuple[int, int]] = []
+        self._forget()
         try:
             if self.path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._begin(header)
         except OSError as error:
             raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
+
+    def _forget(self) -> None:
+        """Know no record. A run may have millions of them, each smaller than Python's integers."""
+        self._ends = array("Q")  # file offset after each record
+        self._checks = array("I")  # check sum of all records up to each
+        self._check = self._length = 0
 
     def _begin(self, header: dict[str, Any]) -> None:
         head = MAGIC + json.dumps({**header, "check": _header_check(header)}, sort_keys=True).encode() + b"\n"
@@ -95,10 +109,11 @@ class Trajectory:
             self.header = dict(json.loads(data[len(MAGIC) : end]))
             if self.header.pop("check", None) not in (None, _header_check(self.header)):
                 raise ValueError
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UserError(f"trajectory: {path} must have a header of JSON, got a damaged line 2") from None
+        fits(f"trajectory: the header of {path}", self.header, HEADER)
         self._start = end + 1
-        self._ends, self._states, self._check, self._length = [], [], 0, 0
+        self._forget()
         position = self._start
         while position < len(data):
             after = self._parse(data, position)
@@ -156,7 +171,7 @@ class Trajectory:
             return None
         self._check, self._length = check, length
         self._ends.append(start + length)
-        self._states.append((check, length))
+        self._checks.append(check)
         return start + length
 
     def _is_whole_elsewhere(self, data: bytes, position: int) -> bool:
@@ -170,8 +185,8 @@ class Trajectory:
 
     def check(self, steps: int) -> str:
         """A check sum over the records of the first `steps` steps."""
-        whole = self._states[:steps]
-        return f"{whole[-1][0] if whole else 0:08x}"
+        whole = min(steps, len(self))
+        return f"{self._checks[whole - 1] if whole else 0:08x}"
 
     def append(self, payload: bytes) -> None:
         """Add the record of the next step, in one write."""
@@ -184,26 +199,31 @@ class Trajectory:
         self._length = len(payload)
         self._writable().write(frame)
         self._ends.append(self._end + len(frame))
-        self._states.append((self._check, self._length))
+        self._checks.append(self._check)
 
     def __getitem__(self, step: int) -> bytes:
         """The payload of record `step`."""
-        end, length = self._ends[step], self._states[step][1]
         with open(self.path, "rb") as file:
-            file.seek(end - length)
-            return file.read(length)
+            return self._payload(file, range(len(self))[step])
 
     def __iter__(self) -> Iterator[bytes]:
-        data = self.path.read_bytes()
-        for end, (_, length) in zip(list(self._ends), list(self._states), strict=True):
-            yield data[end - length : end]
+        with open(self.path, "rb") as file:
+            for step in range(len(self)):
+                yield self._payload(file, step)
+
+    def _payload(self, file: BinaryIO, step: int) -> bytes:
+        begin = self._ends[step - 1] if step else self._start
+        file.seek(begin)
+        frame = file.read(self._ends[step] - begin)
+        return frame[1:] if frame[0] & 0x80 else frame[1 + _LENGTH :]
 
     def truncate(self, steps: int) -> None:
         """Forget all records after the first `steps`."""
         if steps >= len(self._ends):
             return
-        del self._ends[steps:], self._states[steps:]
-        self._check, self._length = self._states[-1] if self._states else (0, 0)
+        self._length = len(self[steps - 1]) if steps else 0
+        del self._ends[steps:], self._checks[steps:]
+        self._check = self._checks[-1] if steps else 0
         self._writable().truncate(self._end)
         self._writable().seek(self._end)
 

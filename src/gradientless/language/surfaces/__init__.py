@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gradientless.errors import unknown
+from gradientless.errors import one_of
 from gradientless.language.surfaces.base import Surface
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.head import HeadSurface
@@ -43,9 +44,8 @@ def options_of(surface: type[Surface]) -> dict[str, inspect.Parameter]:
 
 def load(folder: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> Surface:
     """What the `save` of any surface wrote; by default in the dtype it was saved in. Raises `UserError`."""
-    name = read_note(folder).get("surface")
-    if name not in SURFACES:
-        raise unknown(f"{Path(folder) / NOTE}", "surface", name, SURFACES)
+    name: Any = read_note(folder).get("surface")
+    one_of(f"{Path(folder) / NOTE}", "surface", name, SURFACES)
     return SURFACES[name].load(folder, device, dtype)
 
 

@@ -31,8 +31,9 @@ from gradientless.language.surfaces.head import _pool as pool
 from gradientless.language.surfaces.ladder import Ladder, Shape, build, family_of, states_of, tower_inputs, window
 from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.pruning import Sums, fishers, magnitudes, prune, sums
-from gradientless.language.surfaces.saved import NOTE, read_note, write_note
+from gradientless.language.surfaces.saved import NOTE, PROMPT, read_note, write_note
 from gradientless.language.tasks.base import Example, Prompt
+from gradientless.schema import Maybe, fits, of_fields
 
 READOUTS = ("auto", "prompt", "classifier", "tokens")
 INITS = ("fisher", "magnitude", "random")
@@ -66,6 +67,9 @@ class _Options:
     padding: str
     seed: int
     max_new_tokens: int = MAX_NEW_TOKENS
+
+
+_NOTE = {**of_fields(_Options), "prompt": Maybe(PROMPT), "shape": of_fields(Shape)}
 
 
 class LadderModel(nn.Module):
@@ -548,6 +552,7 @@ class LstSurface(Surface):
     ) -> LstSurface:
         folder = Path(folder)
         note = read_note(folder, cls.owner)
+        fits(f"{folder / NOTE}", note, _NOTE)
         try:
             tensors = load_file(folder / SIDE_FILE)
             stated = _Options(**{field.name: note[field.name] for field in fields(_Options) if field.name in note})

@@ -12,39 +12,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, brief, one_of
+from gradientless.schema import POSITIVE, Maybe, Schema, fits, read_sealed, sealed
 
 NOTE = "gradientless.json"
 HEAD_FILE = "head.safetensors"
 FORMAT = 1
 
-_TYPES: dict[str, dict[str, Any]] = {
-    "head": {
-        "head": str,
-        "pooling": str,
-        "activation": str,
-        "labels": list,
-        "max_length": int,
-        "dropout": (int, float),
-        "dtype": str,
-    },
-    "prompt": {
-        "prompt": dict,
-        "labels": list,
-        "max_length": int,
-        "truncation": str,
-        "padding": str,
-        "dropout": (int, float),
-        "dtype": str,
-    },
-    "tokens": {"labels": list, "max_length": int, "dropout": (int, float), "dtype": str},
-    "classifier": {"labels": list, "max_length": int, "dropout": (int, float), "dtype": str},
-    "adapter": {"labels": list, "options": dict},
+_READ = {"labels": [str], "max_length": POSITIVE, "dropout": float, "dtype": str}  # of a model that reads texts
+PROMPT = {"text": str, "words": Maybe({str: str}), "score": Maybe(str), "answer": Maybe(str)}
+_SHAPES: dict[str, Schema] = {
+    "head": {**_READ, "head": str, "pooling": str, "activation": str},
+    "prompt": {**_READ, "prompt": PROMPT, "truncation": str, "padding": str, "max_new_tokens": Maybe(POSITIVE)},
+    "tokens": _READ,
+    "classifier": _READ,
+    "adapter": {"labels": [str], "options": dict},
 }
 
 
 def write_note(folder: Path, note: dict[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT, **note}, indent=2, ensure_ascii=False)
+    values = json.loads(json.dumps({"format": FORMAT, **note}))
+    text = json.dumps(sealed(values), indent=2, ensure_ascii=False)
     (folder / NOTE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -54,23 +42,16 @@ def read_note(folder: Path, surface: str | None = None) -> dict[str, Any]:
     Raises `UserError` for a folder without a note, a damaged one, and one of another format or surface.
     """
     path = Path(folder) / NOTE
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder}: must hold a saved model with {NOTE}, got {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: must be JSON, got a damaged file ({error})") from None
-    if not isinstance(note, dict) or note.get("format") != FORMAT:
-        found = note.get("format") if isinstance(note, dict) else note
-        raise UserError(f"{path}: must be of format {FORMAT}, got {found!r}")
+    if not path.exists():
+        raise UserError(f"{folder}: must hold a saved model with {NOTE}, got none")
+    note = read_sealed(path, "model")
+    if note.get("format") != FORMAT:
+        raise UserError(f"{path}: must be of format {FORMAT}, got {brief(note.get('format'))}")
     if surface is not None and note.get("surface") != surface:
-        raise UserError(f"{path}: must be of a model of surface '{surface}', got {note.get('surface')!r}")
+        raise UserError(f"{path}: must be of a model of surface '{surface}', got {brief(note.get('surface'))}")
     readout = note.get("readout", "head")
-    if readout not in _TYPES:
-        raise unknown(f"{path}", "readout", readout, _TYPES)
-    for name, kind in _TYPES[readout].items():
-        if not isinstance(note.get(name), kind):
-            raise UserError(f"{path}: must state {name}, got {note.get(name)!r}")
+    one_of(f"{path}", "readout", readout, _SHAPES)
+    fits(f"{path}", note, _SHAPES[readout])
     return note
 
 

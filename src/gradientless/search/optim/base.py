@@ -406,6 +406,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
     def follow(self, header: Mapping[str, Any]) -> None:
         """Replay as the log with this header was written, walking or not, fused or not; refuse other settings, and at
         its first step other weights."""
+        if log_version(header) > VERSION:
+            told = f"the log must be of version {VERSION} or earlier, got {log_version(header)}"
+            raise UserError(f"{self.name}: {told}, which a later version of this package wrote")
         self._check_settings(self.header(), header, "the log")
         walked = header.get("evaluator") == "walk"
         if self.evaluator != "auto" and walked != (self.evaluator == "walk"):
@@ -413,7 +416,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
             raise UserError(f"{self.name}: evaluator must be {wanted}, as the log says, got {self.evaluator}")
         if walked:
             check_walkable(self.space, self.name)
-        if "start" in header and self.t == header["first_step"]:  # early logs do not say
+        if "start" in header and self.t == header.get("first_step", self.t):  # early logs do not say
             found = f"{fingerprint(self.space.tensors):08x}"
             if found != header["start"]:
                 raise UserError(
