@@ -70,7 +70,7 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("block", RECIPES, ids=place)
 def test_recipes_load_and_make_an_optimizer(block, folder):
     (folder / "recipe.toml").write_text(block.text, "utf-8")
-    config = RunConfig.load("recipe.toml")
+    config = RunConfig.load("recipe.toml", code=None)
     assert config.notes == ()
     names = HEADS["library" if config.surface.head == "library" else "two-layer"]
     shapes = ((6, 6), (6,), (2, 6), (2,))

@@ -14,7 +14,7 @@ import gradientless
 
 ROOT = Path(gradientless.__file__).parent
 BOTH_WINGS = {
-    f"gradientless.{name}" for name in ("delta", "errors", "inputs", "schema", "terminal")
+    f"gradientless.{name}" for name in ("delta", "errors", "inputs", "schema", "terminal", "writing")
 }  # all that a wing may know beyond itself
 
 FLOORS = {  # the first pattern that a module begins with; a folder stands on one floor

@@ -14,11 +14,12 @@ def test_the_documented_optimizer_trains_and_replays(table, tiny_model, tmp_path
     monkeypatch.chdir(tmp_path)
     data = ["--data", table, "--text-column", "review", "--label-column", "verdict", "--model", tiny_model]
     method = ["--optimizer", "mine.py:BestOfK", "optimizer.radius=2e-2", "optimizer.candidates=8", "--steps", "6"]
-    for command in (["train", *data, *method, "--max-length", "16", "--out", "own"], ["replay", "own"]):
+    for command in (["train", *data, *method, "--max-length", "16", "--out", "own"], ["replay", "own", "--trust-code"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(command)
         assert not ended.value.code
-    assert "bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "bit-equal to the run yes" in told and "replay gradientless replay own --trust-code" in told
 
 
 RAISING = """

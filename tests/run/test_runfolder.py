@@ -14,7 +14,8 @@ import torch
 
 from gradientless.errors import UserError
 from gradientless.run.runfolder import BEST, RunFolder, free_name, newest_of_name
-from gradientless.run.sealed import sealed_toml, write_atomically, write_json
+from gradientless.run.sealed import sealed_toml, write_json
+from gradientless.writing import replacing, write_atomically
 
 
 @pytest.fixture
@@ -92,10 +93,10 @@ class TestFiles:
 
     def test_a_folder_is_replaced_whole(self, folder):
         for content in ("one", "two"):
-            with folder.replacing(folder.model) as place:
+            with replacing(folder.model) as place:
                 (place / "file").write_text(content)
         assert (folder.model / "file").read_text() == "two"
-        with pytest.raises(RuntimeError), folder.replacing(folder.model) as place:
+        with pytest.raises(RuntimeError), replacing(folder.model) as place:
             (place / "file").write_text("three")
             raise RuntimeError
         assert (folder.model / "file").read_text() == "two"

@@ -18,6 +18,7 @@ from gradientless.cli.options import (
     PairColumn,
     Task,
     TextColumn,
+    TrustCode,
     Validation,
     app,
     data_flags,
@@ -65,6 +66,7 @@ def compare(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Ways to use a model and to tune it, over several seeds, in one table.
 
@@ -89,7 +91,7 @@ def compare(
     }
     recipe, settings = split_arguments(arguments or [])
     chosen, shared = read_methods([name.strip() for name in methods.split(",") if name.strip()], settings)
-    configs = configurations(chosen, _seeds(seeds), recipe, shared, flags)
+    configs = configurations(chosen, _seeds(seeds), recipe, shared, flags, None if trust_code else ())
     first = configs[chosen[0].label][0]
     stem = Path(first.task or first.data.path or "data").stem
     place = free_name(Path("runs") / f"compare-{stem}") if out is None else Path(out)
@@ -141,6 +143,7 @@ def diagnose(
     batch_size: Annotated[int | None, typer.Option(help="Rows of the batch.", rich_help_panel=METHOD)] = None,
     seed: Annotated[int | None, typer.Option(help="Of rows, head and directions.", rich_help_panel=METHOD)] = None,
     device: Device = None,
+    trust_code: TrustCode = False,
     form: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
 ) -> None:
     """How good estimates of the gradient from losses are on a model, against backpropagation.
@@ -171,7 +174,7 @@ def diagnose(
         "device": device,
     }
     recipe, overrides = split_arguments(arguments or [])
-    config = RunConfig.load(recipe, overrides, flags, usual=True)
+    config = RunConfig.load(recipe, overrides, flags, None if trust_code else (), usual=True)
     found = diagnose_run(config, say_on_stderr, noise=noise, draws=draws, eps=eps)
     if form == "table":
         found.show(Console())

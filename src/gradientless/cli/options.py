@@ -67,6 +67,15 @@ Validation = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run what the configuration names as file.py:name or module:name, whoever wrote it; without, only what "
+        "this command line names itself.",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 def data_flags(

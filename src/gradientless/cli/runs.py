@@ -16,6 +16,7 @@ from gradientless.cli.options import (
     PairColumn,
     Task,
     TextColumn,
+    TrustCode,
     Validation,
     app,
     data_flags,
@@ -44,6 +45,7 @@ def evaluate(
     validation: Validation = None,
     batch_size: BatchSize = None,
     device: Device = None,
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Loss, accuracy and F1 of a tuned model; on its own data unless you name other.
@@ -68,8 +70,7 @@ def evaluate(
     model_folder(run)  # before the data, which may take a while
     folder = RunFolder(run)
     if folder.holds_run():
-        folder.read_config()  # refuses one that was changed
-        config = RunConfig.load(folder.config, (), flags)
+        config = folder.read_config(None if trust_code else (), (), flags)
     elif task is None and data is None:
         raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
     else:
@@ -104,6 +105,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
     batch_size: BatchSize = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    trust_code: TrustCode = False,
 ) -> None:
     """Label and probability of texts; or the choice or answer for rows of a table, by the columns of the run's task.
 
@@ -140,7 +142,7 @@ def predict(
     own = predictions.answers_rows(run)  # choices or answers stand in the rows
     if file is not None and table:
         if own:
-            rows = predictions.read_rows(run, file)
+            rows = predictions.read_rows(run, file, trust_code)
         else:
             texts, pairs = read_texts(file, text_column, text_pair_column)
     if own:
@@ -154,10 +156,10 @@ def predict(
         # Whoever reads a pipe or a file wants the texts as they were.
         sys.stdout.write(plain(answer) if sys.stdout.isatty() else answer)
         return
-    from gradientless.run.sealed import write_atomically
+    from gradientless.writing import write_where_asked
 
     try:
-        write_atomically(out, answer.encode())
+        write_where_asked(out, answer.encode())
     except OSError as error:
         raise UserError(f"--out: must be a file that can be written, got '{out}' ({error.strerror})") from None
 
@@ -167,8 +169,10 @@ def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
     base: Annotated[str | None, typer.Option(help="The model to start from, when it moved.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write the model; by default replayed/ in the run folder.")
+        Path | None,
+        typer.Option(help="The folder to write the model to, new or empty; by default replayed/ in the run folder."),
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Make the tuned weights again from the base model and the log of losses, and compare them with the run's.
 
@@ -177,10 +181,8 @@ def replay(
     gradientless replay runs/thesis --base models/distilbert --out audit/
     """
     from gradientless.run.replay_run import replay_run
-    from gradientless.run.runfolder import RunFolder
     from gradientless.terminal import Console, counting_bar
 
-    folder = RunFolder.open(run)
     bar = counting_bar(Console(stderr=True))
     task = bar.add_task("replaying", total=None)
 
@@ -191,7 +193,7 @@ def replay(
                 showing.enter_context(bar)
             bar.update(task, completed=done, total=total)
 
-        found = replay_run(run, base, folder.path / "replayed" if out is None else out, progress)
+        found = replay_run(run, base, out, progress, keep=True, trust_code=trust_code)
     width = max(20, *map(len, found))
     for name, value in found.items():
         say(f"{name:<{width}} {value}")
@@ -202,6 +204,7 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", show_default=False)],
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it was by default.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a tuned model for transformers, made again from the log when the run's folder no longer holds it.
 
@@ -211,5 +214,5 @@ def export(
     """
     from gradientless.run.replay_run import export_run
 
-    for name, value in export_run(run, out, dtype).items():
+    for name, value in export_run(run, out, dtype, trust_code).items():
         say(f"{name:<20} {value}")

@@ -22,6 +22,7 @@ from gradientless.cli.options import (
     PairColumn,
     Task,
     TextColumn,
+    TrustCode,
     Validation,
     app,
     data_flags,
@@ -102,6 +103,7 @@ def train(
             rich_help_panel=MACHINE,
         ),
     ] = False,
+    trust_code: TrustCode = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Fetch starter files without asking.", rich_help_panel=MACHINE)
     ] = False,
@@ -118,6 +120,7 @@ def train(
     gradientless train --optimizer adamw optimizer.lr=1e-3 --steps 2000
     gradientless train --optimizer mine.py:Mine optimizer.radius=0.01
     gradientless train --out runs/thesis --resume
+    gradientless train --out runs/mine --resume --trust-code
 
     \b
     Where --optimizer mezo starts (more in docs/methods.md):
@@ -154,11 +157,28 @@ def train(
     recipe, overrides = split_arguments(arguments or [])
     named = recipe is not None
     settings = any(value is not None for key, value in flags.items() if key != "out")
+    code = None if trust_code else ()
     if resume and recipe is None and out is not None and RunFolder(Path(out)).holds_run():
-        recipe = str(RunFolder(Path(out)).config)
-    config, folder, fresh = _open_run(
-        RunConfig.load(recipe, overrides, flags, usual=True), resume, named or bool(overrides) or settings
-    )
+        config = RunFolder(Path(out)).read_config(code, overrides, flags)
+    else:
+        config = RunConfig.load(recipe, overrides, flags, code, usual=True)
+    folder = _folder_of(config, resume, named or bool(overrides) or settings)
+    with folder.held():
+        _train(config, folder, resume, named, overrides, flags, other_code, yes)
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    resume: bool,
+    named: bool,
+    overrides: Sequence[str],
+    flags: Mapping[str, Any],
+    other_code: bool,
+    yes: bool,
+) -> None:
+    """The run, in a folder that nobody else writes to. named: whether a recipe was."""
+    fresh = _open_run(config, folder, resume)
     if not named and not resume and (line := _unasked(config, overrides, flags)):
         say_on_stderr(line)
     for note in config.notes if named else ():  # who named no recipe did not mean anything of it
@@ -174,7 +194,7 @@ def train(
         try:
             summary = train_run(config, folder, resume, other_code=other_code)
         except Stopped as stopped:
-            command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume"
+            command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume{folder.asks_for_trust}"
             say_on_stderr(f"stopped, with everything saved at {stopped.where}; continue with: {command}")
             raise typer.Exit(STOPPED) from None
     except (UserError, OSError, MemoryError):
@@ -200,8 +220,8 @@ def _unasked(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, An
     return f"{config.surface.name} by {config.optimizer.name}, taken unasked: {told}"
 
 
-def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, RunFolder, bool]:
-    """The run's configuration and folder, and whether it is a new one. A resumed run must agree with what it was.
+def _folder_of(config: RunConfig, resume: bool, named: bool) -> RunFolder:
+    """The folder of the run, there or not.
 
     named: whether anything says which run is meant; then `resume` also starts it, for scripts that are started again.
     """
@@ -215,17 +235,25 @@ def _open_run(config: RunConfig, resume: bool, named: bool) -> tuple[RunConfig, 
     folder = RunFolder(place)
     if folder.whole is not None:
         raise UserError(f"out: must be a run, got a stage of '{folder.whole.path}', which --resume continues")
-    fresh = not folder.holds_run()
-    if resume and fresh and not named:
+    if resume and not folder.holds_run() and not named:
         raise UserError(f"--resume: must find a run to continue, got none in '{place}'; name it with --out")
+    return folder
+
+
+def _open_run(config: RunConfig, folder: RunFolder, resume: bool) -> bool:
+    """Begin or go on with a run; returns whether it is a new one. A resumed run must agree with what it was."""
+    from gradientless.run.named import texts_in
+    from gradientless.run.runfolder import RunFolder
+
+    fresh, place = not folder.holds_run(), folder.path
     if resume and not fresh:
-        stored = folder.read_config()
+        stored = folder.read_config(texts_in(config.resolved()))  # what may run of it has run
         if lines := config.differences(stored):
             raise UserError("\n".join(f"--resume: must agree with the run in '{place}', got {line}" for line in lines))
-    folder = RunFolder.create(place, config.toml(), resume)
+    RunFolder.create(place, config.toml(), resume)
     if not fresh:
         folder.write_config(config.toml())  # what may differ, such as the device, holds from now on
-    return config, folder, fresh
+    return fresh
 
 
 def _name(config: RunConfig) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -37,6 +36,7 @@ from gradientless.language.backbone import checksum
 from gradientless.search.fingerprint import fingerprint
 from gradientless.search.optim import OPTIMIZERS, ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
+from gradientless.writing import write_atomically
 
 TRAJECTORY_NAME = "trajectory.bin"
 IGNORED = -100  # a label that no loss counts
@@ -329,9 +329,7 @@ class ForwardTrainer(transformers.Trainer):
             return
         optimizer.resume(Trajectory.read(saved))  # before anything is written
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = self._log_file.with_name(f".{TRAJECTORY_NAME}.partial")
-        shutil.copyfile(saved, partial_file)
-        os.replace(partial_file, self._log_file)
+        write_atomically(self._log_file, saved.read_bytes())
         optimizer.trajectory = Trajectory.open(self._log_file)
 
 

@@ -269,6 +269,9 @@ def load_config(model: str, **entries: Any) -> Any:
     source = resolve(model)
     config = _load(model, source, lambda **o: AutoConfig.from_pretrained(source, **entries, **o))
     for part in _parts(config):
+        kernel = getattr(part, "_attn_implementation", None)
+        if isinstance(kernel, str) and "/" in kernel:  # which the library would fetch from the hub, and run
+            raise UserError(f"model: '{model}' must be computed by code that is installed, got the kernel '{kernel}'")
         part.return_dict = True  # answers are read by name, also where the checkpoint asks for tuples
     return config
 
@@ -447,6 +450,7 @@ def _load_model(
     _where_nothing_drops(config, stated, 0.5)
 
     def read(**o: Any) -> tuple[Any, Any]:
+        _require_no_adapter(model, source, o["local_files_only"])
         o |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         o |= {"ignore_mismatched_sizes": other_shapes}
         # Tensors that the checkpoint lacks are drawn from torch's global generator: lend it our seed, give back its
@@ -478,8 +482,10 @@ def _load(model: str, source: str, read: Callable[..., T]) -> T:
     """`read(local_files_only=…)`, with every failure told in one line."""
     offline = None if os.path.isdir(source) else _hub_silence(model, source)
     try:
-        with _quiet():
+        with _quiet(), _without_pickles():
             return read(local_files_only=offline is not None, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 (the library raises dozens of kinds; each becomes one line)
         if offline is not None:
             raise UserError(
@@ -488,8 +494,34 @@ def _load(model: str, source: str, read: Callable[..., T]) -> T:
             ) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         if "safetensors" in reason and ("does not appear to have" in reason or "no file named" in reason):
-            reason = "it has no safetensors weights, and pickled ones are not opened"
+            reason = f"it has no safetensors weights, and {_PICKLES}"
         raise UserError(f"model: '{model}' could not be loaded: {reason[:300]}") from None
+
+
+_PICKLES = "pickled ones are not opened"
+
+
+@contextlib.contextmanager
+def _without_pickles() -> Iterator[None]:
+    """While open, torch opens no pickle: the library would where a list of a checkpoint's parts names one."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UserError(f"model: weights must be in safetensors, {_PICKLES}, got one")
+
+    kept, torch.load = torch.load, refuse
+    try:
+        yield
+    finally:
+        torch.load = kept
+
+
+def _require_no_adapter(model: str, source: str, offline: bool) -> None:
+    """Raises `UserError` for a model with an adapter beside it, which the library would put in unasked; where the
+    folder is of an adapter alone, it would load the model that this names."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(source, local_files_only=offline) is not None:
+        raise UserError(f"model: '{model}' must be a model alone, got an adapter in it; merge the adapter before")
 
 
 def _hub_silence(model: str, source: str) -> str | None:

@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import evaluate_folder, load_splits
 from gradientless.run.layers import parse_value, shown
 from gradientless.run.memory import give_back
-from gradientless.run.named import is_own
+from gradientless.run.named import is_own, texts_in
 from gradientless.run.report import Column, markdown_table, percent, table_cells
 from gradientless.run.runfolder import OF_RESULT, RunFolder
-from gradientless.run.sealed import write_atomically, write_json, write_sealed
+from gradientless.run.sealed import write_json, write_sealed
 from gradientless.run.train import train
 from gradientless.run.untuned import WAYS
 from gradientless.schema import COUNT, Maybe, fits, read_sealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 from gradientless.terminal import Console
+from gradientless.writing import write_atomically
 
 SURFACE = "full"  # what tuned methods tune where nobody says: all of the model, prompted where it has a prompt
 SHARED = ("task", "data", "seed", "out")  # the same for every method, but for data.max_length
@@ -198,8 +199,10 @@ def configurations(
     recipe: str | None,
     shared: Sequence[str],
     flags: Mapping[str, Any],
+    code: Iterable[str] | None = (),
 ) -> dict[str, list[RunConfig]]:
-    """label -> the configuration of each seed. Raises UserError with one line for each mistake."""
+    """label -> the configuration of each seed. code: see `RunConfig.load`. Raises UserError with one line for each
+    mistake."""
     found: dict[str, list[RunConfig]] = {}
     faults: dict[str, list[str]] = {}  # line -> whose
     for method in methods:
@@ -214,7 +217,7 @@ def configurations(
             if recipe is None and not any(_is_of(each, ("surface.name",)) for each in settings):
                 own["surface.name"] = SURFACE
         try:
-            found[method.label] = [RunConfig.load(recipe, settings, {**own, "seed": seed}) for seed in seeds]
+            found[method.label] = [RunConfig.load(recipe, settings, {**own, "seed": seed}, code) for seed in seeds]
             if method.tunes and found[method.label][0].forward_passes is None:
                 raise UserError("--forward-passes: must be given for methods that tune, got nothing")
             if found[method.label][0].stages:
@@ -295,7 +298,7 @@ def _kept(method: Method, config: RunConfig, out: Path) -> dict[str, Any] | None
         return None
     kept = read_sealed(file, "--out", RESULT)
     named, options = kept["method"], kept["options"]
-    lines = config.differences(RunConfig.stated(f"--out: {file.name}", kept["config"]))
+    lines = config.differences(RunConfig.stated(f"--out: {file.name}", kept["config"], config, str(file)))
     if not method.tunes:
         read = (*WAYS[method.name].keys, "model", "dtype", "batch_size", *SHARED)
         lines = [line for line in lines if _is_of(line.replace(":", "=", 1), read)]
@@ -342,17 +345,18 @@ def _measured(method: Method, config: RunConfig, splits: Splits, out: Path, cons
 def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console: Console) -> dict[str, Any]:
     """A run in a folder of its own, continued where it stood; its best model on the held-out rows."""
     folder = RunFolder(method.place(out, config.seed))
-    fresh = not folder.holds_run()
-    if not fresh:
-        _agree(method, config, config.differences(folder.read_config()))
-    folder = RunFolder.create(folder.path, config.toml(), resume=True)
-    try:
-        summary = train(config, folder, resume=not fresh, console=console)
-        fits(f"run: {folder.summary.name} in '{folder.path}'", summary, OF_RESULT)
-    except UserError:
-        if fresh:
-            folder.withdraw()
-        raise
+    with folder.held():
+        fresh = not folder.holds_run()
+        if not fresh:
+            _agree(method, config, config.differences(folder.read_config(texts_in(config.resolved()))))
+        RunFolder.create(folder.path, config.toml(), resume=True)
+        try:
+            summary = train(config, folder, resume=not fresh, console=console)
+            fits(f"run: {folder.summary.name} in '{folder.path}'", summary, OF_RESULT)
+        except UserError:
+            if fresh:
+                folder.withdraw()
+            raise
     metrics, cut = summary["metrics"], sum(summary["texts_cut"].values())
     if splits.test:
         size = config.micro_batch_size

@@ -33,7 +33,7 @@ from pydantic import (
 from gradientless.errors import UserError, unknown
 from gradientless.run.defaults import defaults
 from gradientless.run.layers import LENGTHS, keyboard_layer, read_recipe, shown, stack
-from gradientless.run.named import is_own, own
+from gradientless.run.named import is_own, only, own, texts_in
 
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
@@ -510,10 +510,12 @@ class RunConfig(_Section):
         return config
 
     @classmethod
-    def stated(cls, owner: str, values: Any) -> RunConfig:
-        """The configuration that a file of a run states. Raises UserError, in one line, for what is none."""
+    def stated(cls, owner: str, values: Any, beside: RunConfig, place: str) -> RunConfig:
+        """The configuration that the file `place` of a run states, to be compared with the run's own, `beside`, whose
+        code it may name. Raises UserError, in one line, for what is none."""
         try:
-            return cls.model_validate(values)
+            with only(texts_in(beside.resolved()), place):
+                return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(f"{owner}: must state a configuration, got one with {error_lines(error)[0]}") from None
 
@@ -566,6 +568,8 @@ class RunConfig(_Section):
         recipe: str | Path | None = None,
         overrides: Iterable[str] = (),
         flags: Mapping[str, Any] | None = None,
+        code: Iterable[str] | None = (),
+        sums: Mapping[str, str] | None = None,
         *,
         usual: bool = False,
     ) -> RunConfig:
@@ -574,13 +578,17 @@ class RunConfig(_Section):
         usual: without a recipe, take what runs of its kind usually do (`run.defaults`).
         overrides: "dotted.key=value" with TOML values, or plain text; "key=default" takes a key of the recipe back.
         flags: dotted key -> value; None means that the flag was not given.
+        code: whose names may stand in the recipe and be run, beside those that overrides and flags name; None: any.
+        sums: of `sums_of`, of the code when the recipe was written.
         Raises UserError with one line for each mistake.
         """
         layer, lines = keyboard_layer(overrides, flags or {})
         below = read_recipe(recipe) if recipe is not None else defaults(layer) if usual else {}
         values, notes = stack(below, layer)
+        named = None if code is None else {*code, *texts_in(layer)}
         try:
-            config = cls.model_validate(values)
+            with only(named, str(recipe), sums):
+                config = cls.model_validate(values)
         except ValidationError as error:
             raise UserError("\n".join(lines + error_lines(error))) from None
         if lines:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -25,7 +24,7 @@ import gradientless
 from gradientless.errors import UserError
 from gradientless.language.tasks import Example, Splits
 from gradientless.run.config import RunConfig
-from gradientless.run.named import is_own
+from gradientless.run.named import file_of, is_own
 from gradientless.schema import POSITIVE, Maybe
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "tokenizers", "peft")
@@ -84,7 +83,8 @@ class Origin:
         if then == now:
             return None
         if part == "config":
-            lines = RunConfig.model_validate(now).differences(RunConfig.stated(self.owner, then))
+            mine = RunConfig.model_validate(now)
+            lines = mine.differences(RunConfig.stated(self.owner, then, mine, "the run's log or checkpoint"))
             told = "; ".join(lines)
             return f"the configuration must be what the run began with, got {told}" if lines else None
         if part == "code":
@@ -108,18 +108,10 @@ def code_of(config: RunConfig) -> dict[str, str]:
             continue
     own = (config.optimizer.name, config.loss, config.reward)
     for name in [each for each in own if each is not None and is_own(each)]:
-        file = _file_of(name.rpartition(":")[0])
+        file = file_of(name.rpartition(":")[0])
         if file is not None:
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:SHORT]
     return found
-
-
-def _file_of(place: str) -> Path | None:
-    """The file of "file.py" or of a module; None where there is none, as for what was typed into an interpreter."""
-    if place.endswith(".py"):
-        return Path(place)
-    spec = importlib.util.find_spec(place)
-    return None if spec is None or spec.origin is None or not Path(spec.origin).is_file() else Path(spec.origin)
 
 
 @cache

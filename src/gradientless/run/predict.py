@@ -90,15 +90,16 @@ def predict_rows(
     return chosen(scores, rows, ()), torch.softmax(scores, dim=-1).amax(dim=-1).numpy()
 
 
-def read_rows(run_or_model: str | Path, file: str | Path) -> list[Example]:
-    """Rows of a table as the run's task reads them; without a run, by the names of the columns. Raises UserError."""
+def read_rows(run_or_model: str | Path, file: str | Path, trust_code: bool = False) -> list[Example]:
+    """Rows of a table as the run's task reads them; without a run, by the names of the columns. trust_code: whether
+    code that the run's configuration names may be run. Raises UserError."""
     from gradientless.language.tables import read_table
     from gradientless.language.tasks import Example, find_task
     from gradientless.language.tasks.records import RecordTask
     from gradientless.run.runfolder import RunFolder
 
     folder, path = RunFolder(Path(run_or_model)), Path(file)
-    name = folder.read_config().task if folder.holds_run() else None
+    name = folder.read_config(None if trust_code else ()).task if folder.holds_run() else None
     task = None if name is None else find_task(name)
     if isinstance(task, RecordTask):
         return task.rows(path)

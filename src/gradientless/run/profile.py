@@ -645,7 +645,8 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[Case], Case]]:
 
 def save(found: Profile | Fits, folder: Path) -> None:
     """Write profile.md and profile.json into `folder`."""
-    from gradientless.run.sealed import write_atomically, write_json
+    from gradientless.run.sealed import write_json
+    from gradientless.writing import write_atomically
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

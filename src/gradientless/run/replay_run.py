@@ -14,6 +14,7 @@ import torch
 
 from gradientless.errors import UserError
 from gradientless.language import backbone
+from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces.adapter import BASE
 from gradientless.language.surfaces.lst import SIDE_FILE
 from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, read_note
@@ -26,6 +27,10 @@ from gradientless.run.stages import Before, before
 from gradientless.schema import fits
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
+from gradientless.writing import replacing, require_no_links
+
+Write = Callable[[Surface], str]
+"""Writes a model, and says where."""
 
 BIT_EXACT = {  # what a replay on another kind of device may expect of the noise
     "rademacher": "the same bits on CPU and GPU",
@@ -40,31 +45,63 @@ def replay_run(
     base: str | None = None,
     out: str | Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
-    """Replay the run in folder `run` to the step whose weights it saved; write the model to `out`.
+    """Replay the run in folder `run` to the step whose weights it saved; write the model to `out`, new or empty.
 
     base: the base model, when it lies elsewhere than the configuration says. Returns what was done, for people: steps,
     whether the weights equal the run's bit for bit, and where the model was written. progress: told (steps, total).
+    keep: whether to write the model to replayed/ in the run folder where `out` is None, unless that is being written
+    to. trust_code: whether code that the run's configuration names may be run.
     Of a run of several stages each is replayed from what the stage before left; one by a first-order method, which has
     no log of losses, is taken as it stands. Raises UserError.
     """
     folder = RunFolder.open(run)
-    config = folder.read_config()
-    if config.stages:
-        return _replay_stages(folder, config, base, out, progress)
-    if folder.whole is None:
-        return _replay(folder, config, base, out, progress, None)
-    stages = folder.whole.read_config().staged
-    stage = next(stage for stage in stages if stage.folder == folder.path.absolute().name)
-    return _replay(folder, stage.config, base, out, progress, before(folder.whole, stages, stage, base))
+    code = None if trust_code else ()
+    config = folder.read_config(code)
+    if out is not None:
+        require_new(out)
+    elif keep:
+        require_no_links(folder.path)
+
+    def save(surface: Surface) -> str:
+        if out is not None:
+            surface.save(Path(out))
+            return str(out)
+        try:
+            with folder.held(), replacing(folder.replayed) as place:
+                surface.save(place)
+        except UserError as error:
+            return f"not written; --out DIR writes it elsewhere ({error})"
+        return str(folder.replayed)
+
+    write = save if keep or out is not None else None
+    with tempfile.TemporaryDirectory() as work:
+        if config.stages:
+            return _replay_stages(folder, config, base, write, progress, Path(work))
+        if folder.whole is None:
+            return _replay(folder, config, base, write, progress, None)
+        stages = folder.whole.read_config(code).staged
+        stage = next(stage for stage in stages if stage.folder == folder.path.absolute().name)
+        behind = before(folder.whole, stages, stage, base, Path(work))
+        return _replay(folder, stage.config, base, write, progress, behind)
+
+
+def require_new(out: str | Path) -> None:
+    """Raises UserError unless `out` is free, or an empty folder."""
+    place = Path(out)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"out: must be a new or empty folder, got '{out}'")
 
 
 def _replay_stages(
     whole: RunFolder,
     config: RunConfig,
     base: str | None,
-    out: str | Path | None,
+    write: Write | None,
     progress: Callable[[int, int], None],
+    work: Path,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     stages = config.staged
@@ -76,16 +113,15 @@ def _replay_stages(
             result[stage.folder] = f"not replayed: {stage.config.optimizer.name} keeps no log of losses"
         else:
             last = stage is stages[-1]
-            found = _replay(
-                folder, stage.config, base, out if last else None, progress, before(whole, stages, stage, base)
-            )
+            behind = before(whole, stages, stage, base, work)
+            found = _replay(folder, stage.config, base, write if last else None, progress, behind)
             result |= {f"{stage.folder}: {name}": value for name, value in found.items()}
     if len(result) == len(stages):  # one line of each: none was replayed
         raise UserError(
             f"replay: a stage must hold {whole.trajectory.name}, got none in '{whole.path}'; first-order stages have "
             "no log of losses and start again from their checkpoint: gradientless train --resume"
         )
-    if out is not None and stages[-1].folder in result:
+    if write is not None and stages[-1].folder in result:
         result["model"] = "not written: the last stage was not replayed"
     return result
 
@@ -94,7 +130,7 @@ def _replay(
     folder: RunFolder,
     config: RunConfig,
     base: str | None,
-    out: str | Path | None,
+    write: Write | None,
     progress: Callable[[int, int], None],
     behind: Before | None,
 ) -> dict[str, Any]:
@@ -152,10 +188,13 @@ def _replay(
     if kept is None or kept[2] != steps:
         result["bit-equal to the run"] = f"not known: the run holds no {BEST}-{steps}"
     else:
-        equal = all(
-            name in kept[0] and torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items()
-        )
-        result["bit-equal to the run"] = "yes" if equal else "NO"
+        try:
+            equal = all(
+                name in kept[0] and torch.equal(tensor, kept[0][name]) for name, tensor in surface.trainable().items()
+            )
+            result["bit-equal to the run"] = "yes" if equal else "NO"
+        except FileNotFoundError:
+            equal, result["bit-equal to the run"] = True, "not known: the run has gone on meanwhile"
         if not equal:
             warnings.warn("replay: the weights differ from the run's; another version of torch or numpy?", stacklevel=2)
     noise = str({**optimizer_options(config.optimizer.name)[0], **config.optimizer.arguments}.get("noise", "gaussian"))
@@ -165,9 +204,8 @@ def _replay(
     result["log"] = f"{folder.trajectory.stat().st_size:,} bytes"
     result["seconds"] = seconds
     result["noise"] = f"{noise}: {BIT_EXACT.get(noise, 'of your own')}"
-    if out is not None:
-        surface.save(Path(out))
-        result["model"] = str(out)
+    if write is not None:
+        result["model"] = write(surface)
     return result
 
 
@@ -178,19 +216,17 @@ def _labels(folder: RunFolder, config: RunConfig) -> tuple[str, ...]:
     return load_splits(config).labels
 
 
-def export_run(run: str | Path, out: str | Path, dtype: str | None = None) -> dict[str, str]:
+def export_run(run: str | Path, out: str | Path, dtype: str | None = None, trust_code: bool = False) -> dict[str, str]:
     """Write the model of a run (or of a saved folder) to the new folder `out`. Returns what was done, for people.
 
-    dtype: to cast the weights to. Raises UserError.
+    dtype: to cast the weights to. trust_code: as of `replay_run`. Raises UserError.
     """
-    place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"out: must be a new or empty folder, got '{out}'")
-    folder = RunFolder(Path(run))
+    require_new(out)
+    place, folder = Path(out), RunFolder(Path(run))
     with tempfile.TemporaryDirectory() as work:
         source: str | Path = run
         if folder.holds_run() and not folder.model.is_dir() and folder.trajectory.exists():
-            replay_run(run, None, work)
+            replay_run(run, None, work, trust_code=trust_code)
             source = work
         surface = load_surface(source, "cpu")
     if dtype is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradientless.errors import UserError
 from gradientless.run.runfolder import RunFolder
 from gradientless.schema import read_sealed
+from gradientless.writing import write_atomically
 
 if TYPE_CHECKING:
     from gradientless.terminal import Console
@@ -128,7 +130,7 @@ def next_commands(folder: RunFolder) -> dict[str, str]:
     return {
         "predict": f"gradientless predict {run} {shlex.quote(SAMPLE)}",
         "view": f"tensorboard --logdir {shlex.quote(str(events))}",
-        **({"replay": f"gradientless replay {run}"} if logged else {}),
+        **({"replay": f"gradientless replay {run}{folder.asks_for_trust}"} if logged else {}),
     }
 
 
@@ -170,8 +172,8 @@ def plot(folder: RunFolder) -> bool:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k, 1.2M
         axes.set_title(f"validation {key}")
         axes.grid(alpha=0.3)
-    with folder.replacing_file(folder.plot) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    figure.savefig(drawn := io.BytesIO(), format="png", dpi=120)
+    write_atomically(folder.plot, drawn.getvalue())
     return True
 
 

@@ -19,6 +19,8 @@ was never stopped.
                           touched by the backward pass, total, share), backward_products (over a row of one word; 0
                           where there is no backward pass), …
     plot.png              validation accuracy and loss against forward passes
+    replayed/             the model that `gradientless replay` made, where nobody named another place
+    .lock                 while a process writes into the folder: its id and host (gradientless.run.lock)
 
 A run of several stages has a config.toml, model/, summary.json and plot.png of its own, and below them
 
@@ -36,27 +38,34 @@ import json
 import os
 import platform
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
+from gradientless.inputs import toml
+from gradientless.run.lock import LOCK, locked
+from gradientless.run.named import TRUST, sums_of
 from gradientless.run.sealed import (
+    code_in_toml,
     finite,
-    is_temporary,
     require_toml,
     sealed_toml,
     sha256_of,
-    swap,
-    sync,
-    temporary_name,
-    write_atomically,
     write_json,
     write_sealed,
 )
 from gradientless.schema import COUNT, POSITIVE, Maybe, Nullable, Schema, fits, read_json, read_sealed, sealed, unsealed
 from gradientless.terminal import say_on_stderr
+from gradientless.writing import (
+    append,
+    is_temporary,
+    remove,
+    replacing,
+    require_no_links,
+    sync,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +132,7 @@ class RunFolder:
     def __init__(self, path: Path, say: Callable[[str], None] = say_on_stderr) -> None:
         self.path = path
         self.say = say
+        self._held = False
         self.config = path / "config.toml"
         self.environment = path / "environment.json"
         self.trajectory = path / "trajectory.bin"
@@ -134,6 +144,7 @@ class RunFolder:
         self.plot = path / "plot.png"
         self.stages = path / "stages"
         self.merged = path / "merged"
+        self.replayed = path / "replayed"
         self.speaking = path / "speaking"
 
     def __repr__(self) -> str:
@@ -153,10 +164,10 @@ class RunFolder:
         folder = cls(Path(path), say)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            probe = temporary_name(folder.path / "probe")
-            probe.touch()
+            write_atomically(probe := folder.path / ".probe.partial", b"")
             probe.unlink()
-            present = sorted(entry.name for entry in folder.path.iterdir() if not is_temporary(entry.name))
+            names = (entry.name for entry in folder.path.iterdir())
+            present = sorted(name for name in names if name != LOCK and not is_temporary(name))
         except OSError as error:
             raise UserError(f"out: must be a folder that can be written, got '{path}' ({error.strerror})") from None
         if folder.holds_run():
@@ -181,14 +192,25 @@ class RunFolder:
         return folder
 
     def write_config(self, config_toml: str) -> None:
-        write_atomically(self.config, sealed_toml(config_toml).encode())
+        write_atomically(self.config, sealed_toml(config_toml, sums_of(toml(config_toml, "config"))).encode())
 
-    def read_config(self) -> RunConfig:
-        """The run's configuration. Raises UserError for a file that is not as the run wrote it."""
+    def read_config(
+        self,
+        code: Iterable[str] | None = (),
+        overrides: Iterable[str] = (),
+        flags: Mapping[str, Any] | None = None,
+    ) -> RunConfig:
+        """The run's configuration, under overrides and flags. code: of the names of code in it those that may be run,
+        None for all; see `RunConfig.load`. Raises UserError for a file that is not as the run wrote it."""
         from gradientless.run.config import RunConfig
 
         require_toml(self.config)
-        return RunConfig.load(self.config)
+        return RunConfig.load(self.config, overrides, flags, code, code_in_toml(self.config))
+
+    @property
+    def asks_for_trust(self) -> str:
+        """What a command on this run needs behind it where the configuration names code of the user's own."""
+        return f" {TRUST}" if code_in_toml(self.config) else ""
 
     def holds_run(self) -> bool:
         return self.config.is_file()
@@ -216,20 +238,35 @@ class RunFolder:
             stage.withdraw()
         if self.stage_folders():
             return
-        if self.stages.is_dir():
-            shutil.rmtree(self.stages)
-        log = Trajectory.open(self.trajectory) if self.trajectory.exists() else None
-        if log is not None:
-            log.close()
+        remove(self.stages)
+        log = Trajectory.read(self.trajectory) if self.trajectory.exists() else None
         if log or any(record["step"] for record in self.read_metrics()) or self._saved(CHECKPOINT):
             return
-        for file in (self.config, self.environment, self.trajectory, self.metrics, self.timings):
-            file.unlink(missing_ok=True)
-        for place in (self.tensorboard, *self._saved(BEST)):
-            shutil.rmtree(place, ignore_errors=True)
+        for place in (self.config, self.environment, self.trajectory, self.metrics, self.timings, self.tensorboard):
+            remove(place)
+        for place in self._saved(BEST):
+            remove(place)
         self.sweep()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While open, this process alone writes into the folder; again within it, nothing happens.
+
+        Raises `Busy` where another process does, and UserError for a folder that holds links, which are not written
+        through."""
+        if self._held:
+            yield
+            return
+        if self.holds_run():  # any other folder must be empty to become one
+            require_no_links(self.path)
+        with locked((self.whole or self).path, self.say):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     # --- logs ------------------------------------------------------------------------------------------------------
 
@@ -301,33 +338,6 @@ class RunFolder:
             raise UserError(f"run: must have ended, got '{self.path}' without {self.summary.name}")
         return read_sealed(self.summary, "run", schema)
 
-    @contextlib.contextmanager
-    def replacing(self, target: Path) -> Iterator[Path]:
-        """An empty folder to write into, which takes the place of the folder `target` when the block ends well."""
-        temporary = temporary_name(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        for file in temporary.rglob("*"):
-            sync(file)
-        sync(temporary)
-        swap(temporary, target)
-
-    @contextlib.contextmanager
-    def replacing_file(self, target: Path) -> Iterator[Path]:
-        """A name to write to, for libraries that write files themselves; takes the place of `target` at the end."""
-        temporary = temporary_name(target)
-        try:
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(
@@ -343,14 +353,14 @@ class RunFolder:
             if log.exists():
                 sync(log)  # a checkpoint must not be older on the disk than what it is resumed with
         place = self.path / f"{kind}-{step}"
-        with self.replacing(place) as temporary:
+        with replacing(place) as temporary:
             file = temporary / "tensors.safetensors"
             save_file(_own_storage(tensors), file)
             record = {"format": FORMAT, "step": step, "tensors": sha256_of(file), "state": state}
             (temporary / "state.json").write_text(json.dumps(sealed(json.loads(json.dumps(record))), indent=1), "utf-8")
         for other in self._saved(kind):
             if other != place:
-                shutil.rmtree(other, ignore_errors=True)
+                remove(other)
         return place
 
     def load_checkpoint(self, kind: str = CHECKPOINT, device: str = "cpu") -> Saved | None:
@@ -361,8 +371,8 @@ class RunFolder:
         """
         from safetensors import SafetensorError
 
-        failures = []
-        for place in self._saved(kind):
+        failures, places = [], self._saved(kind)
+        for place in places:
             try:
                 record = _state(place / "state.json")
                 if record["step"] != int(place.name.removesuffix("-superseded").rpartition("-")[2]):
@@ -377,6 +387,8 @@ class RunFolder:
             for failure in failures:
                 self.say(f"{failure}; continuing from {place.name}")
             return loaded
+        if self._saved(kind) != places:  # whoever writes the run has gone on meanwhile
+            return self.load_checkpoint(kind, device)
         if failures:
             raise UserError("\n".join(f"{line}; must be whole, or be deleted to start anew" for line in failures))
         return None
@@ -393,7 +405,7 @@ class RunFolder:
         """Remove what a killed writer left behind under temporary names."""
         for place in self.path.iterdir():
             if is_temporary(place.name):
-                shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+                remove(place)
 
 
 Saved = tuple[Mapping[str, "Tensor"], dict[str, Any], int]
@@ -486,8 +498,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:
     if "step" not in record:
         raise ValueError(f"{path.name}: a record must have 'step', got {sorted(record)}")
-    with open(path, "ab") as file:
-        file.write(_line(record))
+    append(path, _line(record))
 
 
 def _read_lines(path: Path, schema: Schema, say: Callable[[str], None]) -> list[dict[str, Any]]:

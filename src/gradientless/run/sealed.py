@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,24 @@ from typing import Any
 from gradientless.errors import UserError
 from gradientless.inputs import read_text, toml
 from gradientless.schema import checksum, require_seal, sealed
+from gradientless.writing import write_atomically
 
+_CODE = re.compile(r"^# sha256 of the code '(.*)': (\S+)$", re.MULTILINE)
 _COMMENT = re.compile(r"^# sha256 of the values (?:above|below): (\S*)$", re.MULTILINE)
 
 
-def sealed_toml(text: str) -> str:
-    """TOML and the checksum of its values, in comments on both sides: what is cut off at one end leaves the other."""
+def sealed_toml(text: str, code: Mapping[str, str] | None = None) -> str:
+    """TOML and the checksum of its values, in comments on both sides: what is cut off at one end leaves the other.
+
+    code: name -> checksum, of the code that it names, in comments too."""
     told = checksum(toml(text, "config"))
-    return f"# sha256 of the values below: {told}\n{text}\n# sha256 of the values above: {told}\n"
+    of_code = "".join(f"\n# sha256 of the code '{name}': {digest}" for name, digest in (code or {}).items())
+    return f"# sha256 of the values below: {told}\n{text}{of_code}\n# sha256 of the values above: {told}\n"
+
+
+def code_in_toml(path: Path) -> dict[str, str]:
+    """The checksums of code that `sealed_toml` was given."""
+    return dict(_CODE.findall(read_text(path, "run")))
 
 
 def require_toml(path: Path) -> None:
@@ -39,17 +47,6 @@ def require_toml(path: Path) -> None:
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, renamed into it."""
-    temporary = temporary_name(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -71,36 +68,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return value
-
-
-def temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".partial")
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder's list of names to the disk, where the system can (Windows cannot open folders)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def swap(new: Path, place: Path) -> None:
-    """Put the folder `new` in `place`. A kill in between leaves the old folder as PLACE-superseded."""
-    old = place.with_name(f"{place.name}-superseded")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(place, old)
-    os.rename(new, place)
-    sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -29,6 +29,7 @@ from gradientless.run.losses import loss_of, weights_of
 from gradientless.run.runfolder import BEST, OF_STAGE, RunFolder
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
+from gradientless.writing import replacing
 
 MANY = 100  # forward passes of a step above which none is tried before the run
 
@@ -169,10 +170,13 @@ class Before:
         return parts
 
 
-def before(whole: RunFolder, stages: Sequence[Stage], following: Stage, base: str | None = None) -> Before | None:
+def before(
+    whole: RunFolder, stages: Sequence[Stage], following: Stage, base: str | None = None, work: Path | None = None
+) -> Before | None:
     """What stands before the stage `following` of the run in `whole`; None before the first.
 
-    base: the base model, where it lies elsewhere. Raises UserError when a stage before has not ended.
+    base: the base model, where it lies elsewhere. work: a folder for a model that has to be made, for those who only
+    read the run; it is made in the stage's folder by default. Raises UserError when a stage before has not ended.
     """
     model, found = following.config.model if base is None else base, None
     speaking, has = model, True  # the last model with an output layer, and whether that is `model`
@@ -183,11 +187,14 @@ def before(whole: RunFolder, stages: Sequence[Stage], following: Stage, base: st
         if place is not None:
             model, has = str(folder.path / place), left["prompted"]
         if not has and speaks(next_one.config, model):
-            if not folder.speaking.exists():
+            spoken = folder.speaking
+            if not spoken.exists() and work is not None:
+                spoken = work / stage.folder
+            if not spoken.exists():
                 options = stage.config.dtype, stage.config.data.max_length
-                with folder.replacing(folder.speaking) as made:
+                with replacing(spoken) as made:
                     backbone.save_speaking(model, speaking, made, *options)
-            model, has = str(folder.speaking), True
+            model, has = str(spoken), True
         if has:
             speaking = model
         found = Before(stage, next_one, folder, left, model, place is not None)

@@ -51,6 +51,7 @@ from gradientless.run.evaluation import (
 )
 from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
+from gradientless.run.named import texts_in
 from gradientless.run.objective import Objective
 from gradientless.run.origin import HEADER, ORIGIN, UNKNOWN, Origin, code_of, data_of, tokens_of
 from gradientless.run.runfolder import BEST, BY_CLASS, OF_STAGE, RunFolder, Saved
@@ -60,6 +61,7 @@ from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
 from gradientless.terminal import Console, Told
+from gradientless.writing import replacing
 
 FIGURES = (*METRICS, "loss", "reward")  # of a summary, in their order
 UNMOVED = 0.02  # share of the first training loss that a run must take off it, or it says that it did not
@@ -299,11 +301,12 @@ class Run:
             causes.append(f"the model in dtype {dtype}, or loss '{self.config.loss}', before anything was tuned")
         if done.best_step > 0:
             self.set_best()
-            with self.folder.replacing(self.folder.model) as place:
+            with replacing(self.folder.model) as place:
                 self.surface.save(place)
             kept = f"the last good weights, of the evaluation at step {done.best_step:,}, are in {self.folder.model}"
         elif finite and self.forward is not None and done.step:
-            kept = f"gradientless export {self.folder.path} --out DIR writes the weights as they stand"
+            command = f"gradientless export {self.folder.path} --out DIR{self.folder.asks_for_trust}"
+            kept = f"{command} writes the weights as they stand"
         else:
             kept = "no weights were evaluated before"
         return UserError(f"{told} (after step {done.step:,}); the cause is {' or '.join(causes)}; {kept}")
@@ -594,11 +597,13 @@ def train(
     """Run `config` in `folder` to its end; returns what summary.json holds. resume: continue what the folder holds,
     which must be the same run (see `Origin`); other_code: but for its code.
 
-    Raises UserError for whatever the user can mend, and Stopped after a stop signal, with the state saved.
+    Nobody else may write into the folder meanwhile. Raises UserError for whatever the user can mend, and Stopped after
+    a stop signal, with the state saved.
     """
     console = console or Console(stderr=True)
     one = _train_stages if config.stages else _train
-    return one(config, folder, resume, console, other_code)
+    with folder.held():
+        return one(config, folder, resume, console, other_code)
 
 
 def _train(
@@ -679,10 +684,10 @@ def _train_stages(
                 _train(stage.config, place, began, console, other_code, before(folder, stages, stage), merges)
             except Stopped as stopped:
                 raise Stopped(stopped.step, stage.folder) from None
-        elif lines := stage.config.differences(place.read_config()):
+        elif lines := stage.config.differences(place.read_config(texts_in(stage.config.resolved()))):
             raise UserError("\n".join(f"--resume: {stage.line(line)}, of a stage that has ended" for line in lines))
         summaries[stage.folder] = place.read_summary(OF_STAGE)
-    with folder.replacing(folder.model) as copy:
+    with replacing(folder.model) as copy:
         shutil.copytree(place.model, copy, dirs_exist_ok=True)
     *_, last = summaries.values()
     summary: dict[str, Any] = {
@@ -715,10 +720,10 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         run.say(f"{told}: lower optimizer.lr or optimizer.eps, or look at the loss")
     last = run.last if run.last is not None else run.evaluate()
     found = run.set_best()
-    with run.folder.replacing(run.folder.model) as place:
+    with replacing(run.folder.model) as place:
         run.surface.save(place)
     if merges and run.surface.mergeable:
-        with run.folder.replacing(run.folder.merged) as place:
+        with replacing(run.folder.merged) as place:
             run.surface.save_merged(place)
     timings = run.folder.read_timings()
     counted = run.surface.products()

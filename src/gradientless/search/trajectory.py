@@ -30,6 +30,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.schema import COUNT, POSITIVE, Maybe, fits
+from gradientless.writing import open_alone, write_atomically
 
 MAGIC = b"gradientless trajectory 1\n"
 HEADER = {  # what of a header is read here and by the optimizers; early logs lack one thing or another
@@ -81,9 +82,7 @@ class Trajectory:
 
     def _begin(self, header: dict[str, Any]) -> None:
         head = MAGIC + json.dumps({**header, "check": _header_check(header)}, sort_keys=True).encode() + b"\n"
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(head)  # a process killed here must not leave half a header under the log's name
-        os.replace(partial, self.path)
+        write_atomically(self.path, head)  # a process killed here must not leave half a header
         self.header, self._start = header, len(head)
 
     @classmethod
@@ -131,7 +130,7 @@ class Trajectory:
         """The file, behind its last whole record."""
         if self._file is None:
             try:
-                self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - lives as long as the run
+                self._file = open_alone(self.path)  # which lives as long as the run
             except OSError as error:
                 raise UserError(f"trajectory: {self.path} must be writable: {error.strerror}") from None
             self._file.truncate(self._end)

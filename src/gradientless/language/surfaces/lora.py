@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from gradientless.errors import UserError, one_line
@@ -32,6 +34,7 @@ from gradientless.language.surfaces.adapter import (
 )
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.ladder import axes_of, family_of
+from gradientless.language.surfaces.saved import ADAPTER_FILE
 
 
 class _PeftSurface(AdapterSurface):
@@ -124,11 +127,11 @@ class _PeftSurface(AdapterSurface):
         self._peft[0].save_pretrained(str(folder), save_embedding_layers=False)
 
     def load_adapter(self, folder: Path) -> None:
-        from peft import load_peft_weights, set_peft_model_state_dict
+        from peft import set_peft_model_state_dict
 
-        try:
-            set_peft_model_state_dict(self._peft[0], load_peft_weights(str(folder), device="cpu"))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        try:  # peft's own way of reading opens a pickle where this file is missing
+            set_peft_model_state_dict(self._peft[0], load_file(folder / ADAPTER_FILE))
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             got = f"none or another ({one_line(error)})"
             raise UserError(f"{folder}: must hold an adapter in peft's format, got {got}") from None
 

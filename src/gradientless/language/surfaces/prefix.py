@@ -34,10 +34,10 @@ from gradientless.errors import UserError, unknown, whole
 from gradientless.language import backbone, reading, seen
 from gradientless.language.surfaces.adapter import AdapterSurface
 from gradientless.language.surfaces.full import FullSurface
+from gradientless.language.surfaces.saved import ADAPTER_FILE
 
 NAME = "prompt_embeddings"  # as peft calls them
 NETWORK = "prefix_network"
-ADAPTER_FILE = "adapter_model.safetensors"
 NETWORK_FILE = "prefix_network.safetensors"
 STARTS = ("real", "random")
 FAMILIES = ("causal", "masked")

@@ -17,6 +17,7 @@ from gradientless.schema import POSITIVE, Maybe, Schema, fits, read_sealed, seal
 
 NOTE = "gradientless.json"
 HEAD_FILE = "head.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"  # as peft calls it
 FORMAT = 1
 
 _READ = {"labels": [str], "max_length": POSITIVE, "dropout": float, "dtype": str}  # of a model that reads texts

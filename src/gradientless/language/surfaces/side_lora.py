@@ -49,8 +49,8 @@ from gradientless.language.surfaces.adapter import (
 )
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.products import unreached
+from gradientless.language.surfaces.saved import ADAPTER_FILE
 
-ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
