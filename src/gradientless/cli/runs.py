@@ -52,7 +52,7 @@ def evaluate(
 
     \b
     gradientless eval runs/thesis
-    gradientless eval runs/thesis --split test --json
+    gradientless eval runs/thesis --split train --json
     gradientless eval runs/thesis --data more.csv --text-column review --split train
     """
     import json
