@@ -31,9 +31,6 @@ class Divides(MeZO):
 class Without(torch.optim.SGD):
     def __init__(self, params, lr=0.1):
         raise RuntimeError("no such\\nthing")
-class Takes(MeZO):
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, lr)
 """
 
 
@@ -42,7 +39,6 @@ class Takes(MeZO):
     [
         ("Divides", "ZeroDivisionError: integer division or modulo by zero"),
         ("Without", "RuntimeError: no such thing"),
-        ("Takes", "TypeError: Takes.__init__() got an unexpected keyword argument 'seed'"),
     ],
 )
 def test_an_optimizer_that_raises_while_it_is_made_is_one_line(
@@ -56,3 +52,49 @@ def test_an_optimizer_that_raises_while_it_is_made_is_one_line(
     assert ended.value.code == 2
     errors = " ".join(capsys.readouterr().err.split())
     assert errors.endswith(f"optimizer: 'raising.py:{name}' must be made without an error, got {told}")
+
+
+SEARCHING = """
+from gradientless import ForwardOptimizer
+from gradientless.search.points import ORIGIN, Losses
+class Takes(ForwardOptimizer):
+    def __init__(self, params, radius=1e-3):
+        super().__init__(params, {"lr": radius})
+class Nothing(ForwardOptimizer):
+    name = "Nothing"
+    def __init__(self, params, radius=1e-3, *, seed=0):
+        super().__init__(params, {"lr": radius}, seed=seed)
+    def search(self, t):
+        yield Losses([ORIGIN])
+class Raises(Nothing):
+    name = "Raises"
+    def search(self, t):
+        yield Losses([ORIGIN])
+        raise KeyError("what")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "told"),
+    [
+        (SEARCHING, "Takes", "'searching.py:Takes' must take seed as an option, which decides its noise, got none"),
+        (SEARCHING, "Nothing", "Nothing: search must return an Update, got None"),
+        (SEARCHING, "Raises", "Raises: search must not raise, got KeyError: 'what'"),
+        (
+            "import neighbour\n" + SEARCHING,
+            "Nothing",
+            "optimizer: searching.py could not be run (ModuleNotFoundError: No module named 'neighbour')",
+        ),
+    ],
+)
+def test_an_optimizer_that_lacks_what_is_required_is_one_line(
+    text, name, told, table, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "searching.py").write_text(text, "utf-8")
+    (tmp_path / "neighbour.py").write_text("", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", table, "--text-column", "review", "--label-column", "verdict", "--model", tiny_model]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", *data, "--optimizer", f"searching.py:{name}", "--steps", "2", "--max-length", "16"])
+    assert ended.value.code == 2
+    assert " ".join(capsys.readouterr().err.split()).endswith(told)

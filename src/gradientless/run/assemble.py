@@ -171,6 +171,8 @@ def make_optimizer(config: RunConfig, surface: Surface, rows: int | None = None)
     if issubclass(chosen, ForwardOptimizer):
         if "lr" in options and name in OPTIMIZERS and "lr" not in optimizer_options(name)[0]:
             raise UserError(f"optimizer.lr: must be given as radius for {name}, got lr")
+        if is_own(name) and "seed" not in inspect.signature(chosen).parameters:
+            raise UserError(f"optimizer: '{name}' must take seed as an option, which decides its noise, got none")
         if "model" in inspect.signature(chosen).parameters:
             options["model"] = surface  # where an evaluator works inside it
         return _made(name, lambda: chosen(groups, **options, seed=config.seed))

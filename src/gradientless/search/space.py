@@ -89,8 +89,11 @@ class Space:
     ):
         check_rank(noise.distribution, rank, resample_every)
         self.tensors, self.noise, self.rank, self.resample_every = dict(tensors), noise, rank, resample_every
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         seen: dict[int, str] = {}
         for name, tensor in self.tensors.items():
+            if tensor.is_meta:
+                raise UserError(f"space: tensor '{name}' must be in memory, got it on the device meta")
             if not tensor.is_contiguous():
                 raise UserError(f"space: tensor '{name}' must be contiguous, got strides {tuple(tensor.stride())}")
             if tensor.numel() == 0 or not tensor.is_floating_point():

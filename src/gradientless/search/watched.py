@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,12 @@ class Watched:
         before = self._state()
         try:
             loss = self._closure()
+        except TypeError as error:
+            if told := _asks(self._closure):
+                raise UserError(
+                    f"{self._owner}: closure must take no arguments, got one that asks for {told}"
+                ) from error
+            raise
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
@@ -49,6 +56,16 @@ class Watched:
                 return float(loss)
         shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
         raise UserError(f"{self._owner}: the closure must return a scalar loss, got {type(loss).__name__}{shape}")
+
+
+def _asks(closure: Callable[[], Any]) -> str:
+    """The arguments that a closure must be given."""
+    try:
+        takes = inspect.signature(closure).parameters.values()
+    except (TypeError, ValueError):  # what is written in C may not tell
+        return ""
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return ", ".join(each.name for each in takes if each.default is each.empty and each.kind not in optional)
 
 
 def version(tensor: Tensor | None) -> tuple[int, int]:

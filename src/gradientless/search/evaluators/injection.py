@@ -20,6 +20,7 @@ What is tied is found by identity, so a table that is embedding and head changes
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,12 @@ from gradientless.search.evaluators.whole import Replaced, Vectors
 
 SMALL = 1 << 22  # entries up to which a tensor is copied rather than moved
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """While open, what `torch.compile` made runs as it was written: compiled code does not see what is put inside."""
+    dynamo = "torch._dynamo" in sys.modules  # or nothing was compiled, and to ask would import it
+    return torch.compiler.set_stance("force_eager") if dynamo else contextlib.nullcontext()
 
 
 class Injection:
@@ -131,7 +138,7 @@ class Injection:
                     handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
             for site in active if self._watched else self._sites:
                 site.enter(runs)
-            with watch:
+            with watch, _uncompiled():
                 yield
             self._watched = self._watched or any(site.called for site in self._sites)
         finally:

@@ -22,6 +22,13 @@ _GATHERED = 1 << 15  # the same of entries that stand anywhere, each with a coun
 BACKENDS = ("auto", "torch", "numba")
 
 
+def _require_addresses(*numbers: int) -> None:
+    """Raise `UserError` for a step or a draw that the counter cannot hold: its noise would be that of another."""
+    for number in numbers:
+        if not 0 <= number < 1 << 32:
+            raise UserError(f"noise: steps and draws must be in [0, 2^32), beyond which noise repeats, got {number}")
+
+
 class Noise:
     """Entries of random directions under one seed.
 
@@ -48,6 +55,7 @@ class Noise:
         self, name: str, step: int, draw: int, start: int, count: int, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Entries [start, start + count) of direction (step, draw) of tensor `name`: float32 [count]."""
+        _require_addresses(step, draw)
         device = torch.device(device)
         if self._compiled(device):
             out = np.empty(count, np.float32)
@@ -63,6 +71,7 @@ class Noise:
         self, name: str, step: int, draws: Sequence[int], count: int, device: torch.device | str = "cpu"
     ) -> Tensor:
         """The first `count` entries of several directions of one step: float32 [len(draws), count]."""
+        _require_addresses(step, *draws)
         device = torch.device(device)
         if self._compiled(device):
             out = np.empty((len(draws), count), np.float32)
@@ -72,6 +81,7 @@ class Noise:
 
     def gather(self, name: str, step: int, draws: Sequence[int], index: Tensor) -> Tensor:
         """Entries at flat positions `index` (int64 [s]) of several directions of one step: float32 [len(draws), s]."""
+        _require_addresses(step, *draws)
         if self._compiled(index.device):
             out = np.empty((len(draws), index.numel()), np.float32)
             cpu.gather(self.kind, self.seed, name, step, np.asarray(draws, np.int64), index.numpy(), out)
@@ -90,6 +100,8 @@ class Noise:
         flat: entries [start, start + n) of tensor `name`, contiguous. Products are rounded once (to `flat`'s dtype,
         where that is not float64), then each sum, in the order of the terms, on every backend.
         """
+        for _, step, draw in terms:
+            _require_addresses(step, draw)
         if self._compiled(flat.device) and flat.dtype == torch.float32:
             cpu.walk(self.kind, self.seed, name, terms, decay, flat.numpy(), start)
             return
@@ -105,6 +117,7 @@ class Noise:
 
     def store(self, name: str, step: int, draw: int, start: int, wide: Tensor, out: Tensor) -> None:
         """Write `wide` (float32 [count]) rounded stochastically into `out` (half precision [count], contiguous)."""
+        _require_addresses(step, draw)
         if self._compiled(out.device) and out.dtype == torch.bfloat16:
             raw, half = wide.contiguous().numpy().view(np.uint32), out.view(torch.int16).numpy().view(np.uint16)
             updates.store_bfloat16(self.seed, name, step, draw, start, raw, half)
@@ -122,6 +135,7 @@ class Noise:
         Every product is rounded once, then each sum, in order. rounding: half precision is summed in single precision
         and rounded stochastically by noise (step, draw); None: the product is rounded to `flat`'s dtype and added.
         """
+        _require_addresses(*(rounding or ()))
         single = left.dtype == right.dtype == torch.float32
         if self._compiled(flat.device) and single and flat.dtype == torch.float32:
             updates.add_product(left.contiguous().numpy(), right.T.contiguous().numpy(), flat.numpy())
@@ -146,6 +160,7 @@ class Noise:
 
     def rounding(self, name: str, step: int, draw: int, start: int, count: int, device: torch.device) -> Tensor:
         """Random numbers for stochastic rounding of entries [start, start + count): int32 in [0, 2^16)."""
+        _require_addresses(step, draw)
         if self._compiled(device):
             out = np.empty(count, np.int32)
             cpu.rounding(self.seed, name, step, draw, start, out)
@@ -162,6 +177,7 @@ class Noise:
 
     def selected(self, name: str, step: int, size: int, count: int, device: torch.device | str = "cpu") -> Selected:
         """The same in few bytes."""
+        _require_addresses(step)
         device = torch.device(device)
         if self.backend == "torch":
             return selected(reference.select(self.seed, name, step, size, count), size, device)

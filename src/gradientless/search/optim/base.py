@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gradientless.delta import Delta
-from gradientless.errors import Faults, UserError, brief, one_of, whole, with_kind
+from gradientless.errors import Faults, NotFinite, UserError, brief, one_of, unknown, whole, with_kind
 from gradientless.search.evaluators import EVALUATORS, Evaluator, Inject, Snapshot, check_walkable, evaluator, resolve
 from gradientless.search.evaluators.injection import Injection
 from gradientless.search.fingerprint import fingerprint
@@ -59,7 +59,33 @@ def f32(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-class ForwardOptimizer(torch.optim.Optimizer):
+def _taken(kind: type) -> set[str]:
+    """What the constructor of a class takes by name, with what it hands on to those of its bases."""
+    found: set[str] = set()
+    for init in filter(inspect.isfunction, (vars(each).get("__init__") for each in kind.__mro__)):
+        takes = inspect.signature(init).parameters.values()
+        found |= {each.name for each in takes if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
+        if not any(each.kind is each.VAR_KEYWORD for each in takes):
+            break
+    return found
+
+
+class _Made(type):
+    """What makes an optimizer of its class, once its options are seen to be there."""
+
+    name: str
+
+    def __call__(cls, *given: Any, **options: Any) -> Any:
+        takes = _taken(cls)
+        for option in options:
+            if option not in takes:
+                raise unknown(cls.name, "option", option, takes - {"self", "params"})
+        if not given and "params" in takes and "params" not in options:
+            raise UserError(f"{cls.name}: params must be tensors or (name, tensor) pairs, got none")
+        return super().__call__(*given, **options)
+
+
+class ForwardOptimizer(torch.optim.Optimizer, metaclass=_Made):
     """A torch optimizer that needs only values of the loss.
 
     params: an iterable of tensors, of (name, tensor) pairs such as `model.named_parameters()`, or of groups (dicts
@@ -131,6 +157,11 @@ class ForwardOptimizer(torch.optim.Optimizer):
         self._torn = False  # whether a step failed on its way: its passes are in the weights but not in the log
         self._told: frozenset[str] = frozenset()  # tensors whose rows are probed alone, as logged last
         self._queue: list[Sequence[Point]] = []  # where a replayed step goes, once its record is read
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = inspect.signature(cls.__init__)  # which Python would not look for behind the `__call__` of its metaclass
+        cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
 
     # Parameters ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +251,7 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return set()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
         """One step. closure: returns the loss at the weights as they stand, a scalar; it must see the same batch each
         time it is called within a step and must not call backward. Returns the loss that the step reports."""
         if not callable(closure):
@@ -312,14 +343,25 @@ class ForwardOptimizer(torch.optim.Optimizer):
 
     def _converse(self, answer: Callable[[Request], Any]) -> Update:
         self._known.clear()
-        talk = self.search(self.t)
-        try:
-            request = next(talk)
-            while True:
-                request = talk.send(answer(request))
-        except StopIteration as stop:
-            update: Update = stop.value
-            return update
+        talk: Any = self.search(self.t)
+        told: Any = None
+        if not inspect.isgenerator(talk):
+            found = brief(talk)
+            raise UserError(f"{self.name}: search must yield requests and return an Update, got {found} and no request")
+        while True:
+            try:
+                request = talk.send(told)
+            except StopIteration as stop:
+                if not isinstance(stop.value, Update):
+                    raise UserError(f"{self.name}: search must return an Update, got {brief(stop.value)}") from None
+                return stop.value
+            except Exception as error:
+                if isinstance(error, UserError) or type(self).__module__.startswith("gradientless."):
+                    raise
+                raise UserError(f"{self.name}: search must not raise, got {with_kind(error)}") from error
+            if not isinstance(request, Request):
+                raise UserError(f"{self.name}: search must yield Losses, Rank or Norms, got {brief(request)}")
+            told = answer(request)
 
     def _commit(self, update: Update) -> None:
         self.apply(update)
@@ -401,6 +443,13 @@ class ForwardOptimizer(torch.optim.Optimizer):
         for name, tensor in self.space.tensors.items():
             if not tensor.requires_grad:
                 told = f"parameters must keep requires_grad, got '{name}' frozen; make another optimizer without it"
+                raise UserError(f"{self.name}: {told}")
+            if tensor.shape != self.space.shapes[name]:
+                was, found = list(self.space.shapes[name]), list(tensor.shape)
+                told = f"parameters must keep their shapes, got '{name}' of {found} where it had {was}"
+                raise UserError(f"{self.name}: {told}; make another optimizer")
+            if not tensor.is_contiguous():
+                told = f"parameters must stay contiguous, got '{name}' with strides {tuple(tensor.stride())}"
                 raise UserError(f"{self.name}: {told}")
 
     def follow(self, header: Mapping[str, Any]) -> None:
@@ -579,6 +628,9 @@ class ForwardOptimizer(torch.optim.Optimizer):
         return self.space.choose(block, self.t, scores)
 
     def _check_repeatable(self, where: Evaluator) -> None:
+        for name, tensor in self.space.tensors.items():
+            if not bool(torch.stack(tensor.detach().aminmax()).isfinite().all()):
+                raise NotFinite(f"{self.name}: parameters must be finite at the start, got others in '{name}'")
         first, second = where.losses([ORIGIN, ORIGIN])
         self.forward_passes += 2
         if first != second and not (math.isnan(first) and math.isnan(second)):

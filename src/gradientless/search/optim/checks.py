@@ -61,7 +61,7 @@ def eps_is_felt(owner: str, eps: float, tensors: Iterable[Tensor], logged: bool 
         squares = sum(float(torch.linalg.vector_norm(t, dtype=wide)) ** 2 for t in those)
         size = math.sqrt(squares / max(1, sum(t.numel() for t in those)))
         least = max(torch.finfo(dtype).eps, torch.finfo(torch.float32 if logged else dtype).eps) * size
-        if eps < least:
+        if eps < least < math.inf:  # what is not finite is told at the first step
             enough = float(Context(2, ROUND_CEILING).create_decimal_from_float(least))  # as printed, not below it
             raise UserError(
                 f"{owner}: eps must be >= {enough:.1e} for {str(dtype).removeprefix('torch.')} weights of size "
@@ -109,6 +109,8 @@ def named_groups(owner: str, params: Any, defaults: Mapping[str, Any]) -> list[d
             name, tensor = pair
             if not tensor.requires_grad:
                 continue
+            if told := _unusable(tensor):
+                raise UserError(f"{owner}: params must be {told} of '{name}'")
             if not tensor.is_leaf:
                 raise UserError(f"{owner}: params must be leaf tensors, got '{name}', which was computed from others")
             if name in names:
@@ -121,6 +123,17 @@ def named_groups(owner: str, params: Any, defaults: Mapping[str, Any]) -> list[d
     if not ready:
         raise UserError(f"{owner}: params must hold at least one tensor that requires_grad, got none")
     return ready
+
+
+def _unusable(tensor: Tensor) -> str | None:
+    """What a tensor must be, and what it is, where nothing can be searched in it."""
+    if isinstance(tensor, nn.parameter.UninitializedParameter):
+        return "of a known shape, got the lazy parameter"
+    if tensor.layout is not torch.strided:
+        return f"dense, got the layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        return f"of float16, bfloat16, float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}"
+    return None
 
 
 def _listed(owner: str, given: Any) -> list[Any]:

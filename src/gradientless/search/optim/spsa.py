@@ -397,7 +397,7 @@ class SPSA(ForwardOptimizer):
         self.undecayed = frozenset(header.get("undecayed", ()))
         super().follow(header)
 
-    def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
         loss = super().step(closure)
         self._watch(loss, self.warns)
         return loss
