@@ -22,7 +22,7 @@ from gradientless import cli
 from gradientless.schema import read_sealed, sealed
 from gradientless.search.trajectory import Trajectory
 
-CHATTER = r"train  |validation  |surface  |parameters tuned|resuming  |\w+ by \w+, taken unasked: |\w+: the recipe's "
+CHATTER = r"train  |validation  |surface  |parameters tuned|resuming  |\w+: the recipe's "
 GOOD = "a good film,positive\na bad film,negative\n" * 10
 
 

@@ -71,3 +71,12 @@ def test_own_data_has_no_task(tmp_path):
     assert usual(data_path=str(tmp_path)).task is None
     assert RunConfig.load("thesis", [], {"data.path": str(tmp_path)}).task == "sst2"  # whose files lie in that folder
     assert RunConfig.load("thesis", [], {"data.path": str(tmp_path / "own.csv")}).task is None
+
+
+@pytest.mark.parametrize("option", ["optimizer.noise=gaussian", "optimizer.evaluator=walk", "optimizer.rank=4"])
+def test_who_says_how_probes_are_made_says_all_of_it(option):
+    key, _, value = option.removeprefix("optimizer.").partition("=")
+    options = usual(option, surface_name="full", optimizer_name="mezo").optimizer.arguments
+    assert (
+        str(options.pop(key)) == value and not {"noise", "rank", "evaluator"} & set(options) and options["lr"] == 1e-5
+    )

@@ -199,7 +199,7 @@ class TestConfiguration:
         ("old", "new", "key"),
         [
             ("seed = 42", "seed = 43", "seed"),
-            ("floor = 0.0", "floor = 0.5", "schedule.floor"),
+            ("warmup = 0", "warmup = 5", "schedule.warmup"),
             ("batch_size = 16", "batch_size = 15", "batch_size"),
         ],
     )

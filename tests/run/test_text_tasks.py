@@ -249,7 +249,7 @@ def test_a_run_leaves_its_figures(ended, place, task, model, more, capsys):
         "accuracy": right, "f1": token_f1(texts, answers), "loss": pytest.approx(loss, rel=1e-5),
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert [line["step"] for line in lines if line["split"] == "validation"] == [0, 2]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [0, 1, 2]
     capsys.readouterr()
     assert gradientless("eval", str(run), "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -341,7 +341,7 @@ class TestMethods:
             "        super().__init__(params, lr=lr)\n",
             "utf-8",
         )
-        options = (*GLD, "optimizer.entries=8")
+        options = (*GLD, "optimizer.entries=8", "schedule.floor=0.1")
         mine = train("mine", *options, optimizer=f"{tmp_path / 'mine.py'}:Mine")
         gld = train("gld", *options)
         assert (mine / "metrics.jsonl").read_bytes() == (gld / "metrics.jsonl").read_bytes()

@@ -179,10 +179,9 @@ def _train(
 ) -> None:
     """The run, in a folder that nobody else writes to. named: whether a recipe was."""
     fresh = _open_run(config, folder, resume)
+    notes = list(config.notes) if named else []  # who named no recipe did not mean anything of it
     if not named and not resume and (line := _unasked(config, overrides, flags)):
-        say_on_stderr(line)
-    for note in config.notes if named else ():  # who named no recipe did not mean anything of it
-        say_on_stderr(note)
+        notes.append(line)
     try:
         if not yes:
             _agree_to_fetch(config)
@@ -192,7 +191,7 @@ def _train(
         from gradientless.terminal import Console
 
         try:
-            summary = train_run(config, folder, resume, other_code=other_code)
+            summary = train_run(config, folder, resume, other_code=other_code, notes=notes)
         except Stopped as stopped:
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume{folder.asks_for_trust}"
             say_on_stderr(f"stopped, with everything saved at {stopped.where}; continue with: {command}")

@@ -31,6 +31,11 @@ def defaults(layer: Mapping[str, Any]) -> dict[str, Any]:
             case["reading"] = _reading(layer, surface, found)
         if all(case[key] in allowed for key, allowed in when.items()):
             found = stack(found, rule)[0]
+    if {"evaluator", "noise", "rank"} & set(
+        _section(layer, "optimizer")
+    ):  # who says how probes are made says all of it
+        for key in ("noise", "rank"):
+            found["optimizer"].pop(key, None)
     if "path" in _section(layer, "data") and "task" not in layer:  # a table or folder of the user's own
         del found["task"]
     steps = layer.get("steps", found["steps"])

@@ -13,7 +13,7 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -593,9 +593,11 @@ def train(
     resume: bool = False,
     console: Console | None = None,
     other_code: bool = False,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run `config` in `folder` to its end; returns what summary.json holds. resume: continue what the folder holds,
-    which must be the same run (see `Origin`); other_code: but for its code.
+    which must be the same run (see `Origin`); other_code: but for its code. notes: are told once nothing is wrong with
+    rows and model, so that a mistake stands alone.
 
     Nobody else may write into the folder meanwhile. Raises UserError for whatever the user can mend, and Stopped after
     a stop signal, with the state saved.
@@ -603,7 +605,7 @@ def train(
     console = console or Console(stderr=True)
     one = _train_stages if config.stages else _train
     with folder.held():
-        return one(config, folder, resume, console, other_code)
+        return one(config, folder, resume, console, other_code, notes=notes)
 
 
 def _train(
@@ -614,6 +616,7 @@ def _train(
     other_code: bool = False,
     before: Before | None = None,
     merges: bool = False,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One run, or one stage of one. merges: whether the next stage is made of a model with this one's adapter in it."""
     if resume and folder.summary.exists():
@@ -637,6 +640,8 @@ def _train(
             "--other-code goes on with it"
         )
     run = Run(config, folder, console, before, origin)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
     folder.write_environment(run.device)
     if saved is None:
         folder.truncate_logs(-1)  # what was evaluated before the first step is evaluated again
@@ -661,7 +666,12 @@ def _train(
 
 
 def _train_stages(
-    config: RunConfig, folder: RunFolder, resume: bool, console: Console, other_code: bool = False
+    config: RunConfig,
+    folder: RunFolder,
+    resume: bool,
+    console: Console,
+    other_code: bool = False,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The stages one after the other, each in a folder of its own; those that have ended stay as they are."""
     if resume and folder.summary.exists():
@@ -671,6 +681,8 @@ def _train_stages(
     folder.sweep()
     if not folder.stage_folders():
         check(config, pick_device(config.device))
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
     summaries = {}
     for stage, following in itertools.zip_longest(stages, stages[1:]):
         place = folder.stage(stage.folder)
