@@ -109,6 +109,69 @@ class TestWhatTheyAreFiguresOf:
         )
         assert summary_of(run)["chosen_among"] == 3
 
+    def test_rows_to_test_on_choose_nothing(self, train, tmp_path, capsys):
+        file = tiny_run.write_table(tmp_path / "test.csv", count=90, seed=8)
+        run = train(*GLD, "--test", file, steps=40)
+        said, summary = told("".join(capsys.readouterr())), summary_of(run)
+        assert "those of the test rows chose nothing" in said and summary["test"]["rows"] == 90
+        assert f"test accuracy {100 * summary['test']['accuracy']:.2f}%, largest class 60.00%" in said
+        for how in (["--split", "test"], ["--data", file]):
+            assert gradientless("eval", str(run), "--json", *how) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert found["loss"] == pytest.approx(summary["test"]["loss"], abs=1e-5)
+            assert (found["rows"], found["confusion"]) == (90, summary["test"]["confusion"])
+
+    def test_a_missing_file_to_test_on_ends_the_run_before_it_begins(self, model, rows, tmp_path, capsys):
+        more = [*GLD, "--test", str(tmp_path / "none.csv")]
+        assert gradientless(*tiny_run.arguments(model, rows, tmp_path / "run", *more)) == 2
+        assert "file not found" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+    def test_a_file_is_scored_whole(self, train, tmp_path, capsys, monkeypatch):
+        """By a run, by what was exported of it, from elsewhere; with the columns that it was tuned on."""
+        own, few = tmp_path / "own.csv", tmp_path / "few.csv"
+        body = "".join(f"{text},{label}\n" for text, label in tiny_run.rows(60, seed=2))
+        own.write_text("review,verdict\n" + body)
+        few.write_text("review,verdict\nthe film was good,positive\n")  # nothing could be split off
+        columns = ["--text-column", "review", "--label-column", "verdict"]
+        run = train(*GLD, "--data", str(own), *columns, steps=10)
+        assert gradientless("export", str(run), "--out", str(tmp_path / "tuned")) == 0
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        for place in (run, tmp_path / "tuned", run / "model"):
+            for file, count in ((own, 60), (few, 1)):
+                assert gradientless("eval", str(place), "--data", file.name, "--json") == 0
+                found = json.loads(capsys.readouterr().out)
+                assert (found["split"], found["rows"]) == (f"all of {file.name}", count)
+        assert gradientless("eval", str(run), "--data", own.name, "--split", "train", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["rows"] == 54
+
+    def test_a_file_with_another_label_is_refused(self, train, tmp_path, capsys):
+        run, other = train(*GLD, steps=10), tmp_path / "other.csv"
+        other.write_text("text,label\ngood,positive\nbad,dull\n")
+        capsys.readouterr()
+        assert gradientless("eval", str(run), "--data", str(other)) == 2
+        line = "line 3: label must be one of the training data's, got 'dull' (known: negative, positive)"
+        assert capsys.readouterr().err == f"{other}: {line}\n"
+
+    def test_of_a_task_the_files_columns_are_the_tasks(self, model, tmp_path, capsys):
+        task, file = tmp_path / "mine.toml", tmp_path / "rows.csv"
+        task.write_text('data = "rows.csv"\ntext = "{text} It was"\n[words]\nnegative = "bad"\npositive = "good"\n')
+        tiny_run.write_table(file, count=40)
+        settings = ["--task", str(task), "--model", model, "--max-length", "16", "--steps", "4", "surface.name=head"]
+        assert gradientless("train", *settings, "--out", str(tmp_path / "run"), "--device", "cpu") == 0
+        capsys.readouterr()
+        assert gradientless("eval", str(tmp_path / "run"), "--data", str(file), "--json") == 0
+        assert json.loads(capsys.readouterr().out)["rows"] == 40
+
+    @pytest.mark.parametrize("rows_", [{"pairs": 1}, {"text_column": None}, ["text"], "x"])
+    def test_a_note_of_other_types_is_one_line(self, rows_, train, capsys):
+        run = train(*GLD, steps=10)
+        note = run / "model" / "gradientless.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "rows": rows_}))
+        capsys.readouterr()
+        assert gradientless("eval", str(run / "model"), "--data", "x.csv") == 2
+        assert "must state " in (said := capsys.readouterr().err) and said.count("\n") == 1
+
     def test_one_evaluation_chooses_nothing(self, train, capsys):
         run = train(*GLD, "evaluate_every=20", steps=20)
         assert "also chose" not in told("".join(capsys.readouterr())) and summary_of(run)["chosen_among"] == 1

@@ -64,6 +64,10 @@ Validation = Annotated[
     str | None,
     typer.Option("--validation", help="A table to validate on; else a tenth is held out.", rich_help_panel=DATA),
 ]
+Test = Annotated[
+    str | None,
+    typer.Option("--test", help="A table to test the tuned model on, which chooses nothing.", rich_help_panel=DATA),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)
 ]

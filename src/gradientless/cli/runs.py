@@ -22,6 +22,7 @@ from gradientless.cli.options import (
     data_flags,
 )
 from gradientless.errors import UserError, unknown
+from gradientless.inputs import is_file
 from gradientless.terminal import plain, say, say_on_stderr
 
 Run = Annotated[
@@ -36,7 +37,10 @@ BatchSize = Annotated[
 @app.command("eval")
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    split: Annotated[
+        str | None,
+        typer.Option(help="validation, test or train. All rows of a file of --data, and else validation, by default."),
+    ] = None,
     task: Task = None,
     data: Data = None,
     text_column: TextColumn = None,
@@ -48,35 +52,49 @@ def evaluate(
     trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Loss, accuracy and F1 of a tuned model; on its own data unless you name other.
+    """Loss, accuracy, MCC and the figures of each class; on the run's validation rows, or on all rows of a file.
 
     \b
     gradientless eval runs/thesis
     gradientless eval runs/thesis --split train --json
-    gradientless eval runs/thesis --data more.csv --text-column review --split train
+    gradientless eval runs/thesis --data more.csv
+    gradientless eval tuned/ --data more.csv --text-column review
     """
     import json
 
     from gradientless.language.metrics import alike
+    from gradientless.language.surfaces.saved import read_note, rows_of
+    from gradientless.language.tasks import Splits, find_task
     from gradientless.run.config import RunConfig
-    from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder
+    from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder, reads, rows_of_file
     from gradientless.run.report import class_lines, figure_rows
     from gradientless.run.runfolder import RunFolder
 
-    flags = {
-        **data_flags(task, data, text_column, text_pair_column, label_column, validation),
-        "device": device,
-    }
-    model_folder(run)  # before the data, which may take a while
-    folder = RunFolder(run)
+    given = data_flags(task, data, text_column, text_pair_column, label_column, validation)
+    model = model_folder(run)  # before the data, which may take a while
+    folder, noted = RunFolder(run), rows_of(model)
     if folder.holds_run():
-        config = folder.read_config(None if trust_code else (), (), flags)
+        own = folder.read_config(None if trust_code else ())  # refuses one that was changed
+        noted = reads(own, pairs=False) | ({"task": own.task} if own.task else {})
     elif task is None and data is None:
         raise UserError(f"eval: --task or --data must be given with the folder of a model, got neither for '{run}'")
+    if data is not None and task is None and not (text_column or text_pair_column or label_column):
+        given["task"] = noted.get("task")  # whose columns the file has
+    if not (task or given["task"]):
+        for key in ("text_column", "text_pair_column", "label_column"):
+            given[f"data.{key}"] = given[f"data.{key}"] or noted.get(key)
+    given["device"] = device
+    code = None if trust_code else ()
+    config = folder.read_config(code, (), given) if folder.holds_run() else RunConfig.load(None, (), given)
+    if data is not None and is_file(data) and split is None and validation is None:
+        task_labels = find_task(config.task).labels if config.task is not None else read_note(model)["labels"]
+        splits = Splits([], [], rows_of_file(config, data, task_labels), tuple(task_labels))
+        split, shown = "test", f"all of {Path(data).name}"
     else:
-        config = RunConfig.load(None, (), flags)
-    splits = load_splits(config)
+        splits, split = load_splits(config), split or "validation"
+        shown = split
     found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=say_on_stderr)
+    found["split"] = shown
     if as_json:
         say(json.dumps(found))
         return

@@ -21,6 +21,7 @@ from gradientless.cli.options import (
     LabelColumn,
     PairColumn,
     Task,
+    Test,
     TextColumn,
     TrustCode,
     Validation,
@@ -52,6 +53,7 @@ def train(
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     validation: Validation = None,
+    test: Test = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens an example may have; longer ones are cut.", rich_help_panel=DATA)
     ] = None,
@@ -139,6 +141,7 @@ def train(
 
     flags: dict[str, Any] = {
         **data_flags(task, data, text_column, text_pair_column, label_column, validation),
+        "data.test": test,
         "data.max_length": max_length,
         "model": model,
         "surface.name": surface,

@@ -68,6 +68,14 @@ def load_table(
     return Splits(train, held_out, test, names)
 
 
+def load_rows(
+    path: Path, text_column: str, text_pair_column: str | None, label_column: str, names: tuple[str, ...]
+) -> list[Example]:
+    """All rows of one file, whose labels must be of `names`. Raises `UserError`."""
+    columns: Columns = (text_column, text_pair_column, label_column)
+    return _examples(_table(path, columns), columns, names)
+
+
 def _find(folder: Path, stems: Sequence[str]) -> Path | None:
     found = [folder / (stem + suffix) for stem in stems for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
     if len(found) > 1:

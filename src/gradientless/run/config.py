@@ -38,7 +38,7 @@ from gradientless.run.named import is_own, only, own, texts_in
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
 EPOCH = "epoch"
-NOT_RESULTS = ("out", "device", "micro_batch_size")  # say where and how a run is computed, not what
+NOT_RESULTS = ("out", "device", "micro_batch_size", "test")  # say where and how a run is computed and scored, not what
 ENTRIES = re.compile(r"(\d+)\s*\*\s*width")
 
 
@@ -283,6 +283,8 @@ class DataConfig(_Section):
     label_column: str = "label"
     validation: Path_ | None = None
     """A table to validate on; without one a seeded, stratified tenth is held out."""
+    test: Path_ | None = None
+    """A table to test on: none of its rows is trained on or chooses the weights."""
     max_length: Count = 128
     """Tokens an example may have; longer ones are cut."""
     few_shot: Count | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import NotFinite, UserError, one_line
-from gradientless.language.data import EncodedTexts, load_table
+from gradientless.language.data import EncodedTexts, load_rows, load_table
 from gradientless.language.metrics import METRICS, TEXT_METRICS, by_class, highest
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
-from gradientless.language.tasks import Example, Splits, find_task
+from gradientless.language.tasks import TASKS, Example, Splits, find_task
 from gradientless.run.losses import chosen
 from gradientless.run.memory import is_out_of_memory
 from gradientless.run.runfolder import RunFolder
@@ -40,11 +40,20 @@ def load_splits(config: RunConfig) -> Splits:
     seed = config.seed if data.split_seed is None else data.split_seed
     splits = _all_rows(config, seed)
     if data.few_shot is not None:
-        return few_shot(splits, data.few_shot, seed)
-    if data.subset is not None:
+        splits = few_shot(splits, data.few_shot, seed)
+    elif data.subset is not None:
         train, validation, *test = data.subset
-        return subset(splits, train, validation, test[0] if test else None, seed)
-    return splits
+        splits = subset(splits, train, validation, test[0] if test else None, seed)
+    return splits if data.test is None else replace(splits, test=rows_of_file(config, data.test, splits.labels))
+
+
+def rows_of_file(config: RunConfig, file: str | Path, labels: Sequence[str]) -> list[Example]:
+    """All rows of one file, read as the configuration reads its own: by its task, or by its columns. labels: of a
+    table, by index. Raises UserError."""
+    path, data = Path(file).expanduser(), config.data
+    if config.task is not None:
+        return find_task(config.task).load_rows(path)
+    return load_rows(path, data.text_column, data.text_pair_column, data.label_column, tuple(labels))
 
 
 def _all_rows(config: RunConfig, seed: int) -> Splits:
@@ -57,6 +66,15 @@ def _all_rows(config: RunConfig, seed: int) -> Splits:
     validation = None if data.validation is None else Path(data.validation).expanduser()
     columns = data.text_column, data.text_pair_column, data.label_column
     return load_table(path, *columns, validation, seed, labelled=config.surface.readout != "tokens")
+
+
+def reads(config: RunConfig, pairs: bool) -> dict[str, Any]:
+    """How rows are read, for `saved.note_rows`."""
+    data = config.data
+    if config.task is not None:
+        return {"task": config.task if config.task in TASKS else None, "pairs": pairs}
+    columns = "text_column", "text_pair_column", "label_column"
+    return {**{key: getattr(data, key) for key in columns}, "pairs": pairs}
 
 
 def model_folder(run_or_model: str | Path) -> Path:
@@ -347,24 +365,35 @@ def evaluate_folder(
         raise UserError(f"split: must be one with labelled rows, which are {have}, got '{split}'")
     surface = load_surface(run_or_model, device)
     require_classes(surface)
-    if splits.kind != "classification":
+    return {"split": split, **evaluate_rows(surface, examples, splits.labels, splits.kind, batch_size, say)}
+
+
+def evaluate_rows(
+    surface: Surface,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    kind: str,
+    batch_size: int | None = None,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """As `evaluate_folder`, of rows whose labels are those of `labels`, by a surface in evaluation mode."""
+    if kind != "classification":
         if surface.labels:
             known = ", ".join(surface.labels)
-            raise UserError(f"data: rows must be of the model's classes ({known}), got a task of kind {splits.kind}")
-        rows = TextRows(surface, examples, splits.kind, batch_size)
+            raise UserError(f"data: rows must be of the model's classes ({known}), got a task of kind {kind}")
+        rows = TextRows(surface, examples, kind, batch_size)
         cut = Cut.among(rows)
         say_cut(cut, say)
         texts, loss = rows.read()
-        found = score_texts(texts, examples, splits.kind, loss)
-        return {"split": split, "rows": len(examples), "texts_cut": cut.rows, **found}
-    strange = sorted({splits.labels[e.label] for e in examples} - set(surface.labels))
+        return {"rows": len(examples), "texts_cut": cut.rows, **score_texts(texts, examples, kind, loss)}
+    strange = sorted({labels[e.label] for e in examples} - set(surface.labels))
     if strange:
         known = ", ".join(surface.labels) or "none"
         raise UserError(f"data: labels must be those of the model ({known}), got {', '.join(map(repr, strange))}")
     encoded = surface.encode(examples)
     cut = Cut.among(encoded)
     say_cut(cut, say)
-    gold = torch.tensor([surface.labels.index(splits.labels[e.label]) for e in examples])
+    gold = torch.tensor([surface.labels.index(labels[e.label]) for e in examples])
     logits = logits_of(surface, encoded, batch_size)
     found = score(logits, gold) | by_class(highest(logits).numpy(), gold.numpy(), surface.labels)
-    return {"split": split, "rows": len(examples), "texts_cut": cut.rows, **found}
+    return {"rows": len(examples), "texts_cut": cut.rows, **found}

@@ -17,10 +17,10 @@ from gradientless.language import backbone
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces.adapter import BASE
 from gradientless.language.surfaces.lst import SIDE_FILE
-from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, read_note
+from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, note_rows, read_note, rows_of
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import load_splits, load_surface, require_finite
+from gradientless.run.evaluation import load_splits, load_surface, model_folder, require_finite
 from gradientless.run.origin import HEADER, Origin, code_of, data_of, differing
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
@@ -65,13 +65,18 @@ def replay_run(
     elif keep:
         require_no_links(folder.path)
 
+    def save_into(place: Path, surface: Surface) -> None:
+        surface.save(place)
+        if (folder.model / NOTE).exists() and (noted := rows_of(folder.model)):
+            note_rows(place, noted)
+
     def save(surface: Surface) -> str:
         if out is not None:
-            surface.save(Path(out))
+            save_into(Path(out), surface)
             return str(out)
         try:
             with folder.held(), replacing(folder.replayed) as place:
-                surface.save(place)
+                save_into(place, surface)
         except UserError as error:
             return f"not written; --out DIR writes it elsewhere ({error})"
         return str(folder.replayed)
@@ -228,11 +233,13 @@ def export_run(run: str | Path, out: str | Path, dtype: str | None = None, trust
         if folder.holds_run() and not folder.model.is_dir() and folder.trajectory.exists():
             replay_run(run, None, work, trust_code=trust_code)
             source = work
-        surface = load_surface(source, "cpu")
+        surface, noted = load_surface(source, "cpu"), rows_of(model_folder(source))
     if dtype is not None:
         surface.to(backbone.dtype_of(dtype))
         require_finite("export", dict(surface.named_parameters()))
     surface.save(place)
+    if noted:
+        note_rows(place, noted)
     return {"model": str(place), "opens with": _opens_with(place)}
 
 

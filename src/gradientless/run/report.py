@@ -45,6 +45,7 @@ def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> No
 def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a summary holds, as people read it."""
     rows = figure_rows({**summary.get("metrics", {}), "majority": summary.get("majority")})
+    rows += [(f"test {name}", value) for name, value in figure_rows(summary.get("test", {})) if name != "texts cut"]
     for name, stage in summary.get("stages", {}).items():
         accuracy = stage["metrics"].get("accuracy")
         shown = "no accuracy" if accuracy is None else percent(accuracy)
@@ -116,9 +117,10 @@ def chosen_lines(summary: Mapping[str, Any]) -> list[str]:
     evaluations = summary.get("chosen_among", 1)
     if evaluations < 2:
         return []
+    rest = "those of the test rows chose nothing" if "test" in summary else "--test FILE scores rows that chose nothing"
     return [
         f"these are figures of the validation rows, which also chose step {summary['model_step']:,} among "
-        f"{evaluations} evaluations; --test FILE, or eval --data FILE, scores rows that chose nothing"
+        f"{evaluations} evaluations; {rest}"
     ]
 
 

@@ -27,6 +27,7 @@ from gradientless.errors import NotFinite, UserError, one_line, with_kind
 from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import METRICS, accuracy_name, alike, by_class, f1_name, highest
+from gradientless.language.surfaces.saved import note_rows
 from gradientless.run.assemble import (
     PASSES_OF_FIRST_ORDER,
     Rows,
@@ -40,8 +41,10 @@ from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import (
     Cut,
     TextRows,
+    evaluate_rows,
     load_splits,
     pick_device,
+    reads,
     reads_padding,
     require_finite,
     saved_otherwise,
@@ -148,6 +151,8 @@ class Run:
         self.origin.state("labels", list(splits.labels))
         self.origin.state("data", data_of(splits))
         self.labels, self.kind, self.validation = splits.labels, config.kind, splits.validation
+        self.test = splits.test if config.data.test is not None else []
+        self.reads = reads(config, pairs=splits.validation[0].text_pair is not None)
         self.reward = None if config.reward is None else rewarded(config.reward)
         self.shown = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
@@ -705,7 +710,7 @@ def _train_stages(
     summary: dict[str, Any] = {
         **{key: last[key] for key in ("metrics", "metrics_of", "accuracy_means", "f1_means", "last")},
         **{key: last[key] for key in ("model_step", "ended", "texts_cut", "chosen_among")},
-        **{key: last[key] for key in ("majority", "classes", "confusion") if key in last},
+        **{key: last[key] for key in ("majority", "classes", "confusion", "test") if key in last},
         "remarks": [f"{name}: {line}" for name, each in summaries.items() for line in each.get("remarks", ())],
         **{key: sum(each[key] for each in summaries.values()) for key in ("steps", "forward_passes")},
         **{
@@ -734,6 +739,11 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     found = run.set_best()
     with replacing(run.folder.model) as place:
         run.surface.save(place)
+        note_rows(place, run.reads)
+    tested: dict[str, Any] = {}
+    if run.test and not run.surface.says_tokens:
+        run.surface.eval()
+        tested = evaluate_rows(run.surface, run.test, run.labels, run.kind, run.config.micro_batch_size, run.say)
     if merges and run.surface.mergeable:
         with replacing(run.folder.merged) as place:
             run.surface.save_merged(place)
@@ -774,6 +784,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "base": run.base,
         "ended": "diverged" if run.done.diverged else "patience" if run.done.ended else "steps",
         "remarks": run.remarks(),
+        **({"test": tested} if tested else {}),
     }
     if run.forward is not None and run.forward.trajectory is not None:
         summary["trajectory"] = run.forward.trajectory.check(run.done.step)

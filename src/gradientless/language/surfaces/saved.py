@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,28 @@ def write_note(folder: Path, note: dict[str, Any]) -> None:
     values = json.loads(json.dumps({"format": FORMAT, **note}))
     text = json.dumps(sealed(values), indent=2, ensure_ascii=False)
     (folder / NOTE).write_text(text + "\n", encoding="utf-8")
+
+
+ROWS = "rows"
+_OF_ROWS = {"task": str, "text_column": str, "text_pair_column": str, "label_column": str, "pairs": bool}
+
+
+def note_rows(folder: Path, rows: Mapping[str, Any]) -> None:
+    """Add to the note in `folder` how the rows were read that the model was tuned on: "task", where a registered one
+    read them, else "text_column", "label_column" and perhaps "text_pair_column"; and "pairs", whether they have two
+    texts."""
+    note = read_note(folder)
+    del note["format"]
+    write_note(folder, {**note, ROWS: {key: value for key, value in rows.items() if value is not None}})
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    """What `note_rows` noted; empty where nothing was. Raises `UserError` for values of other types."""
+    found = read_note(folder).get(ROWS, {})
+    for name, value in found.items() if isinstance(found, dict) else ((ROWS, found),):
+        if not isinstance(value, _OF_ROWS.get(name, object) if isinstance(found, dict) else dict):
+            raise UserError(f"{Path(folder) / NOTE}: must state {name} of its rows, got {value!r:.40}")
+    return dict(found)
 
 
 def read_note(folder: Path, surface: str | None = None) -> dict[str, Any]:

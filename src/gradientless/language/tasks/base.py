@@ -193,6 +193,10 @@ class Task(ABC):
     def load(self, path: Path | None = None) -> Splits:
         """Read the rows: from the task's own source, or from a folder of the user's. Raises `UserError`."""
 
+    @abstractmethod
+    def load_rows(self, path: Path) -> list[Example]:
+        """All labelled rows of one file, with the columns of the task's own. Raises `UserError`."""
+
     def prompt(self, family: str, name: str | None = None) -> Prompt:
         """The prompt for a family of models; `name`: another than the first. Raises `UserError` where there is none."""
         wanted = family if name is None else f"{family}:{name}"

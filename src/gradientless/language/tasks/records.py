@@ -75,6 +75,9 @@ class RecordTask(Task):
             return self._split(self._hub_tables(), strict=False)
         return self._split(self._local_tables(path), strict=True)
 
+    def load_rows(self, path: Path) -> list[Example]:
+        return self._examples(read_table(path), strict=True)
+
     def rows(self, path: Path) -> list[Example]:
         """The rows of one file to be predicted, of which the labels and answers mean nothing. Raises `UserError`."""
         table = self.records(read_table(path))
