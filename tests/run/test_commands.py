@@ -88,8 +88,8 @@ def world(tmp_path_factory) -> Iterator[Path]:
     (place / "reviews.csv").write_text("review,stars\n" + "\n".join(rows) + "\n", "utf-8")
     films = [f"film {i},{i % 2},rotten_tomatoes" for i in range(40)]
     (place / "films.csv").write_text("text,label,source\n" + "\n".join(films) + "\n", "utf-8")
-    more = [f"film {i},{'positive' if i % 3 else 'negative'}" for i in range(20)]
-    (place / "more.csv").write_text("review,label\n" + "\n".join(more) + "\n", "utf-8")
+    more = [f"film {i},film {i},{'positive' if i % 3 else 'negative'}" for i in range(20)]
+    (place / "more.csv").write_text("sentence,review,label\n" + "\n".join(more) + "\n", "utf-8")
     (place / "new.txt").write_text("a good film\nthe plot was dull\n", "utf-8")
     (place / "my.toml").write_text("steps = 2\nbatch_size = 4\n[optimizer]\nname = 'gld'\nradius = 1e-2\n", "utf-8")
     glue = [f"{text} {i}\t{i % 2}" for i, text in enumerate(("a film", "the plot", "so dull", "very good") * 40)]
@@ -129,6 +129,7 @@ def world(tmp_path_factory) -> Iterator[Path]:
             ("squad", ["task=squad", "data.path=SQuAD/", "--surface", "full", "--model", "starter:smollm2"]),
         ):
             assert run(["train", *more_of_it, *quick, "--out", f"runs/{name}"]) == 0
+        assert run(["export", "runs/thesis", "--out", "tuned"]) == 0
         yield place
 
 
@@ -142,7 +143,9 @@ def at_home(patch: pytest.MonkeyPatch, world: Path) -> None:
     for kind in set(TASKS.values()):
         if kind.key not in ("rotten-tomatoes", "imdb"):
             own = kind.load
-            patch.setattr(kind, "load", lambda self, path=None, own=own: own(self, path or world / self.key))
+            patch.setattr(
+                kind, "load", lambda self, path=None, *more, own=own: own(self, path or world / self.key, *more)
+            )
 
 
 def measured(case: profile.Case, *_: object, **__: object) -> profile.Measured:
@@ -185,8 +188,9 @@ def test_it_runs_as_printed(place, world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = shlex.split(COMMANDS[place], comments=True)
     arguments = shortened(arguments[arguments.index("gradientless") + 1 :])
-    if arguments[0] == "train" and "--out" in arguments and "--resume" not in arguments:  # a new run
-        shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
+    if arguments[0] in ("train", "export") and "--out" in arguments and "--resume" not in arguments:  # a new folder
+        place = Path(arguments[arguments.index("--out") + 1])
+        place.unlink() if place.is_symlink() else shutil.rmtree(place, ignore_errors=True)
     code = run(arguments)
     told = capsys.readouterr()
     assert code == 0, told.err

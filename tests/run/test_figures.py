@@ -19,6 +19,7 @@ from gradientless.run.config import RunConfig
 from gradientless.run.losses import loss_of, weights_of
 from gradientless.run.report import class_lines, figure_rows
 from gradientless.run.train import Run
+from gradientless.schema import SEALS, read_sealed, sealed
 
 GLD = ("optimizer.radius=0.1",)
 
@@ -150,8 +151,8 @@ class TestWhatTheyAreFiguresOf:
         other.write_text("text,label\ngood,positive\nbad,dull\n")
         capsys.readouterr()
         assert gradientless("eval", str(run), "--data", str(other)) == 2
-        line = "line 3: label must be one of the training data's, got 'dull' (known: negative, positive)"
-        assert capsys.readouterr().err == f"{other}: {line}\n"
+        line = "data: labels must be those of the model (negative, positive), got 'dull'"
+        assert capsys.readouterr().err == f"{line}\n"
 
     def test_of_a_task_the_files_columns_are_the_tasks(self, model, tmp_path, capsys):
         task, file = tmp_path / "mine.toml", tmp_path / "rows.csv"
@@ -167,7 +168,8 @@ class TestWhatTheyAreFiguresOf:
     def test_a_note_of_other_types_is_one_line(self, rows_, train, capsys):
         run = train(*GLD, steps=10)
         note = run / "model" / "gradientless.json"
-        note.write_text(json.dumps({**json.loads(note.read_text()), "rows": rows_}))
+        values = {key: value for key, value in read_sealed(note, "model").items() if key not in SEALS}
+        note.write_text(json.dumps(sealed({**values, "rows": rows_})))
         capsys.readouterr()
         assert gradientless("eval", str(run / "model"), "--data", "x.csv") == 2
         assert "must state " in (said := capsys.readouterr().err) and said.count("\n") == 1

@@ -297,7 +297,7 @@ def test_predictions_hold_the_texts(ended, place, tmp_path, capsys):
     rows = [Example(each["context"], 0, each["question"], each) for each in fields]
     texts = surface.texts(surface.prepare(surface.encode_questions(rows).batch([0, 1])))
     assert found == [
-        {"text": each["context"], "text_pair": each["question"], "answer": text}
+        {"context": each["context"], "question": each["question"], "answer": text}
         for each, text in zip(fields, texts, strict=True)
     ]
 
@@ -310,8 +310,8 @@ def test_predictions_hold_the_choice(ended, tmp_path, capsys):
     capsys.readouterr()
     assert gradientless("predict", str(run), "--file", str(file)) == 0
     head, line = capsys.readouterr().out.splitlines()
-    assert head == "text,answer,probability"
-    text, answer, probability = line.split(",")
+    assert head == "premise,choice1,choice2,question,answer,probability"
+    text, *_, answer, probability = line.split(",")
     assert (
         text == "It was dull."
         and answer in ("a Film.", "a film.", "the plot was bad.")

@@ -578,7 +578,11 @@ class TestAfterTheRun:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
         assert gradientless("predict", str(finished), "--format", "jsonl") == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert [{key: str(value) for key, value in line.items()} for line in lines] == table
+        shares = [line.pop("probabilities") for line in lines]
+        flat = [
+            line | {f"probability_{k}": v for k, v in each.items()} for line, each in zip(lines, shares, strict=True)
+        ]
+        assert [{key: str(value) for key, value in line.items()} for line in flat] == table
 
         out = tmp_path / "labels.csv"
         assert gradientless("predict", str(finished), "--file", rows, "--out", str(out)) == 0

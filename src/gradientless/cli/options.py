@@ -68,6 +68,10 @@ Test = Annotated[
     str | None,
     typer.Option("--test", help="A table to test the tuned model on, which chooses nothing.", rich_help_panel=DATA),
 ]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and say how many.", rich_help_panel=DATA),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)
 ]

@@ -14,6 +14,7 @@ from gradientless.cli.options import (
     Device,
     LabelColumn,
     PairColumn,
+    SkipBadRows,
     Task,
     TextColumn,
     TrustCode,
@@ -47,6 +48,7 @@ def evaluate(
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     validation: Validation = None,
+    skip_bad_rows: SkipBadRows = False,
     batch_size: BatchSize = None,
     device: Device = None,
     trust_code: TrustCode = False,
@@ -63,8 +65,9 @@ def evaluate(
     import json
 
     from gradientless.language.metrics import alike
-    from gradientless.language.surfaces.saved import read_note, rows_of
-    from gradientless.language.tasks import Splits, find_task
+    from gradientless.language.surfaces.saved import rows_of
+    from gradientless.language.tables import BadRows
+    from gradientless.language.tasks import Splits
     from gradientless.run.config import RunConfig
     from gradientless.run.evaluation import evaluate_folder, load_splits, model_folder, reads, rows_of_file
     from gradientless.run.report import class_lines, figure_rows
@@ -83,16 +86,18 @@ def evaluate(
     if not (task or given["task"]):
         for key in ("text_column", "text_pair_column", "label_column"):
             given[f"data.{key}"] = given[f"data.{key}"] or noted.get(key)
-    given["device"] = device
+    given |= {"device": device, "data.skip_bad_rows": skip_bad_rows or None}
     code = None if trust_code else ()
-    config = folder.read_config(code, (), given) if folder.holds_run() else RunConfig.load(None, (), given)
+    config = RunConfig.load(folder.config if folder.holds_run() else None, (), given, code)  # which was told of above
+    bad = BadRows(config.data.skip_bad_rows)
     if data is not None and is_file(data) and split is None and validation is None:
-        task_labels = find_task(config.task).labels if config.task is not None else read_note(model)["labels"]
-        splits = Splits([], [], rows_of_file(config, data, task_labels), tuple(task_labels))
+        splits = Splits([], [], *rows_of_file(config, data, None, bad))
         split, shown = "test", f"all of {Path(data).name}"
     else:
-        splits, split = load_splits(config), split or "validation"
+        splits, split = load_splits(config, bad), split or "validation"
         shown = split
+    for line in bad.told:
+        say_on_stderr(line)
     found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=say_on_stderr)
     found["split"] = shown
     if as_json:
@@ -117,15 +122,22 @@ def predict(
     file: Annotated[
         Path | None, typer.Option(help="Texts of a file: CSV, TSV, JSONL by column; any other, one a line.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the text; as the model was tuned, by default.", show_default=False)
+    ] = None,
+    text_pair_column: Annotated[
+        str | None, typer.Option(help="Column of a second text, of a model of two.", show_default=False)
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
     out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
     batch_size: BatchSize = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     trust_code: TrustCode = False,
 ) -> None:
-    """Label and probability of texts; or the choice or answer for rows of a table, by the columns of the run's task.
+    """Label and probabilities of texts; or the choice or answer for rows of a table, by the columns of the run's task.
+
+    A model of two texts takes them two by two. A file's rows keep their order and their other columns; one without a
+    text has an empty answer.
 
     \b
     gradientless predict runs/thesis "a gripping film" "a dull one"
@@ -133,9 +145,9 @@ def predict(
     gradientless predict runs/thesis --file reviews.csv --text-column review --out labels.csv
     cat reviews.txt | gradientless predict runs/thesis --format jsonl
     """
-    from gradientless.language.tasks import Example
+    from gradientless.inputs import read_file
     from gradientless.run import predict as predictions
-    from gradientless.run.predict import FORMATS, TABLES, lines_of, predict_texts, read_texts, render
+    from gradientless.run.predict import FORMATS, TABLES
 
     lines = []
     if form not in FORMATS:
@@ -148,28 +160,32 @@ def predict(
         lines.append(f"--out: must lie in an existing folder, got '{out}'")
     if lines:
         raise UserError("\n".join(lines))
-    pairs: list[str] | None = None
-    rows: list[Example] = []
-    table = file is not None and file.suffix.lower() in TABLES
-    if file is not None and not table:
-        texts, pairs = read_texts(file, text_column, text_pair_column)
-    elif file is None and not texts:
+    is_table = file is not None and file.suffix.lower() in TABLES
+    content = read_file(file, "file") if file is not None and not is_table else b""
+    read = predictions.how_rows_are_read(run)
+    own, two = predictions.answers_rows(run), bool(read.get("pairs"))
+    if text_pair_column is not None and "pairs" in read and not two:
+        raise UserError(f"--text-pair-column: must stay away from a model of one text, got '{text_pair_column}'")
+    if file is not None and is_table:
+        if own:
+            asked = predictions.ask_rows(read, file)
+        else:
+            second = text_pair_column or read.get("text_pair_column")
+            if two and second is None:
+                raise UserError("--text-pair-column: must be given for a model of two texts, got nothing")
+            asked = predictions.ask_table(file, text_column or read.get("text_column", "text"), second)
+    elif texts:
+        asked = predictions.ask_arguments(texts, two and not own)
+    elif two and not own:
+        raise UserError("predict: a model of two texts must be given them as arguments or as a table, got one a line")
+    elif file is not None:
+        asked = predictions.ask_lines(content, str(file))
+    else:
         if sys.stdin.isatty():
             say_on_stderr("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).")
-        texts = lines_of(sys.stdin.buffer.read(), "standard input")
-    own = predictions.answers_rows(run)  # choices or answers stand in the rows
-    if file is not None and table:
-        if own:
-            rows = predictions.read_rows(run, file, trust_code)
-        else:
-            texts, pairs = read_texts(file, text_column, text_pair_column)
-    if own:
-        rows = rows or [Example(text, 0) for text in texts or ()]
-        found = predictions.predict_rows(run, rows, batch_size, device, say_on_stderr)
-        answer = "".join(predictions.render_answers(form, rows, *found))
-    else:
-        labels, probabilities = predict_texts(run, texts or (), pairs, batch_size, device, say_on_stderr)
-        answer = "".join(render(form, texts or (), pairs, labels, probabilities))
+        asked = predictions.ask_lines(sys.stdin.buffer.read(), "standard input")
+    found = predictions.answer(run, asked, batch_size, device, say_on_stderr)
+    answer = "".join(predictions.render(form, asked, found))
     if out is None:
         # Whoever reads a pipe or a file wants the texts as they were.
         sys.stdout.write(plain(answer) if sys.stdout.isatty() else answer)

@@ -20,6 +20,7 @@ from gradientless.cli.options import (
     Device,
     LabelColumn,
     PairColumn,
+    SkipBadRows,
     Task,
     Test,
     TextColumn,
@@ -54,6 +55,7 @@ def train(
     label_column: LabelColumn = None,
     validation: Validation = None,
     test: Test = None,
+    skip_bad_rows: SkipBadRows = False,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens an example may have; longer ones are cut.", rich_help_panel=DATA)
     ] = None,
@@ -142,6 +144,7 @@ def train(
     flags: dict[str, Any] = {
         **data_flags(task, data, text_column, text_pair_column, label_column, validation),
         "data.test": test,
+        "data.skip_bad_rows": skip_bad_rows or None,
         "data.max_length": max_length,
         "model": model,
         "surface.name": surface,

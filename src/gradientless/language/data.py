@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradientless.errors import UserError
 from gradientless.language.encodings import Ragged, encoded, require_known
-from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tables import SUFFIXES, BadRows, Row, Table, read_table
 from gradientless.language.tasks.base import Example, Splits
 
 VALIDATION_SHARE = 0.1
@@ -29,13 +29,14 @@ def load_table(
     validation: Path | None = None,
     seed: int = 0,
     labelled: bool = True,
+    bad: BadRows | None = None,
 ) -> Splits:
     """A user's own data: one file, or a folder with train.*, dev.* (or validation.*) and perhaps test.*.
 
     Without validation rows a tenth of each class is set aside, drawn by `seed`. Labels may be strings (classes in
     alphabetical order) or whole numbers (in numerical order; the numbers are the names). A test file without the label
-    column is left out. labelled: whether there must be a label; else rows without the column have no classes. Raises
-    `UserError` for everything a user can mend.
+    column is left out. labelled: whether there must be a label; else rows without the column have no classes. bad:
+    what is done about rows that cannot be used. Raises `UserError` for everything a user can mend.
     """
     path = Path(path)
     columns: Columns = (text_column, text_pair_column, label_column)
@@ -53,27 +54,33 @@ def load_table(
     table = read_table(train_file)
     if not labelled and label_column not in table.columns:
         columns = (text_column, text_pair_column, None)
-        _table(train_file, columns, table)
-    else:
-        _table(train_file, columns, table)
-        names = _class_names(table.path, label_column, [_label(table, row, label_column) for row in table.rows])
-    train = _examples(table, columns, names)
+    cells = _cells(_table(train_file, columns, table), columns, None, bad)
+    if columns[2] is not None:
+        names = _class_names(table.path, label_column, [label for *_, label in cells if label is not None])
+    train = _examples(cells, names)
     test: list[Example] = []
     if test_file is not None and label_column in (test_table := read_table(test_file)).columns:
-        test = _examples(_table(test_file, columns, test_table), columns, names)
+        test = _examples(_cells(_table(test_file, columns, test_table), columns, names, bad), names)
     if validation is not None:
-        held_out = _examples(_table(validation, columns), columns, names)
+        held_out = _examples(_cells(_table(validation, columns), columns, names, bad), names)
     else:
         train, held_out = _split(table.path, train, max(1, len(names)), seed)
     return Splits(train, held_out, test, names)
 
 
 def load_rows(
-    path: Path, text_column: str, text_pair_column: str | None, label_column: str, names: tuple[str, ...]
-) -> list[Example]:
-    """All rows of one file, whose labels must be of `names`. Raises `UserError`."""
+    path: Path,
+    text_column: str,
+    text_pair_column: str | None,
+    label_column: str,
+    names: tuple[str, ...] | None = None,
+    bad: BadRows | None = None,
+) -> tuple[list[Example], tuple[str, ...]]:
+    """All rows of one file, and the names of their labels: `names`, or those that it has. Raises `UserError`."""
     columns: Columns = (text_column, text_pair_column, label_column)
-    return _examples(_table(path, columns), columns, names)
+    cells = _cells(_table(path, columns), columns, names, bad)
+    found = tuple(sorted({str(label) for *_, label in cells})) if names is None else names
+    return _examples(cells, found), found
 
 
 def _find(folder: Path, stems: Sequence[str]) -> Path | None:
@@ -113,8 +120,8 @@ def _label(table: Table, row: Row, column: str) -> str | int:
     return value.strip()
 
 
-def _class_names(path: Path, column: str, values: Sequence[str | int]) -> tuple[str, ...]:
-    distinct = {str(value) for value in values}
+def _class_names(path: Path, column: str, values: Sequence[str]) -> tuple[str, ...]:
+    distinct = set(values)
     if len(distinct) < 2:
         raise UserError(f"{path}: column '{column}' must hold at least two classes, got one: '{distinct.pop()}'")
     if len(distinct) > max(20, len(values) // 2):
@@ -129,24 +136,32 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal() and len(text) < 400  # Python itself counts no further than some thousand
 
 
-def _examples(table: Table, columns: Columns, names: tuple[str, ...]) -> list[Example]:
+Cells = tuple[str, "str | None", "str | None"]
+"""Of a row: text, second text, name of the label."""
+
+
+def _cells(table: Table, columns: Columns, names: tuple[str, ...] | None, bad: BadRows | None) -> list[Cells]:
+    """names: that labels must be of; None where the file says which there are."""
     text, pair, label = columns
-    index = {name: i for i, name in enumerate(names)}
-    examples = []
-    for row in table.rows:
+    known = None if names is None else set(names)
+
+    def one(row: Row) -> Cells:
         second = None if pair is None else table.text(row, pair)
-        if label is None:
-            examples.append(Example(table.text(row, text), 0, second))
-            continue
-        name = str(_label(table, row, label))
-        if name not in index:
-            known = ", ".join(names)
+        name = None if label is None else str(_label(table, row, label))
+        if name is not None and known is not None and name not in known:
+            have = ", ".join(names or ())
             raise UserError(
                 f"{table.path}: line {row.line}: label must be one of the training data's, got '{name}' "
-                f"(known: {known:.200})"
+                f"(known: {have:.200})"
             )
-        examples.append(Example(table.text(row, text), index[name], second))
-    return examples
+        return table.text(row, text), second, name
+
+    return table.made(one, bad)
+
+
+def _examples(cells: Sequence[Cells], names: tuple[str, ...]) -> list[Example]:
+    index = {name: i for i, name in enumerate(names)}
+    return [Example(text, 0 if name is None else index[name], second) for text, second, name in cells]
 
 
 def _split(path: Path, rows: list[Example], classes: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gradientless.errors import UserError, unknown
 from gradientless.inputs import halves, read_file
@@ -17,21 +17,85 @@ from gradientless.inputs import halves, read_file
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
+MOST_TOLD = 5  # faulty rows of a file that are told one by one
+
+
 @dataclass(frozen=True)
 class Row:
-    """One record: the `line` of the file where it starts (from 1) and its values by column."""
+    """One record: the `line` of the file where it starts (from 1) and its values by column.
+
+    fault: why it is none, where the file does not hold one there; its values are then those that could be read.
+    """
 
     line: int
     values: Mapping[str, Any]
+    fault: str = ""
+
+
+class BadRows:
+    """What is done about rows that cannot be used: those of a file are refused together, or (skip) left out.
+
+    count: of those that were left out. told: a line for people about each file that has some.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip, self.count = skip, 0
+        self.told: list[str] = []
+
+    def settle(self, path: Path, faults: Sequence[str], of: int) -> None:
+        """Of `of` rows of `path` those with `faults` (a line each) are bad. Raises `UserError` unless they are to be
+        left out and others are left."""
+        if not faults:
+            return
+        if self.skip and len(faults) < of:
+            self.count += len(faults)
+            first = faults[0].removeprefix(f"{path}: ")
+            self.told.append(f"left out    {len(faults):,} of {of:,} rows of {path.name}, such as {first}")
+            return
+        if len(faults) == of > 1:
+            raise UserError(f"{faults[0]} (none of the {of:,} rows can be used)")
+        way = "; --skip-bad-rows leaves them out" if len(faults) < of else ""
+        if len(faults) == 1:
+            raise UserError(f"{faults[0]}{way}")
+        which = f", the first {MOST_TOLD} as above" if len(faults) > MOST_TOLD else ""
+        told = f"{path}: rows must all be usable, got {len(faults):,} of {of:,} that are not{which}{way}"
+        raise UserError("\n".join([*faults[:MOST_TOLD], told]))
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A whole file: its columns in order and its rows. In CSV and TSV every value is a string."""
+    """A whole file: its columns in order and its rows. In CSV and TSV every value is a string.
+
+    faulty: where the file holds no row, which `made` counts among the bad ones.
+    """
 
     path: Path
     columns: tuple[str, ...]
     rows: list[Row]
+    faulty: tuple[Row, ...] = ()
+
+    def made(self, make: Callable[[Row], T], bad: BadRows | None = None) -> list[T]:
+        """What `make` makes of each row; what it refuses of a row (in a line that names it) is a bad row. Without
+        `bad` these are refused."""
+        found: list[T] = []
+        faults = [(row.line, row.fault) for row in self.faulty]
+        for row in self.rows:
+            try:
+                found.append(make(row))
+            except UserError as error:
+                if not self.is_of_row(error, row):
+                    raise
+                faults.append((row.line, str(error)))
+        lines = [fault for _, fault in sorted(faults, key=lambda fault: fault[0])]
+        (BadRows() if bad is None else bad).settle(self.path, lines, len(self.rows) + len(self.faulty))
+        return found
+
+    def is_of_row(self, error: UserError, row: Row) -> bool:
+        """Whether an error is about this row, and not about the file or its columns."""
+        return str(error).startswith(f"{self.path}: line {row.line}: ")
 
     def require(self, column: str, role: str) -> None:
         """Raise a `UserError` that lists the columns unless `column` is one of them."""
@@ -60,13 +124,30 @@ def read_table(path: Path) -> Table:
     content = _read_text(path)
     if path.suffix.lower() == ".jsonl":
         return _from_json_lines(path, content)
-    header, records = _from_tsv(path, content) if path.suffix.lower() == ".tsv" else _from_csv(path, content)
+    tsv = path.suffix.lower() == ".tsv"
+    (_, header), *records = _from_tsv(content) if tsv else _from_csv(path, content)
     columns = tuple(name.strip() for name in header)
     if len(set(columns)) < len(columns):
         raise UserError(f"{path}: column names must differ, got {', '.join(columns)}")
     if not records:
         raise UserError(f"{path}: the file must hold at least one row below its header, got none")
-    return Table(path, columns, [Row(line, dict(zip(columns, fields, strict=True))) for line, fields in records])
+    advice = "fields are divided by one tab" if tsv else "a text with a comma needs quotation marks"
+    rows, faulty = [], []
+    for line, fields in records:
+        values = dict(zip(columns, fields, strict=False))
+        if len(fields) == len(columns):
+            rows.append(Row(line, values))
+            continue
+        wanted = f"must have {len(columns)} fields as the header has, got {len(fields)} ({advice})"
+        faulty.append(Row(line, values, f"{path}: line {line}: {wanted}"))
+    return _with_rows(Table(path, columns, rows, tuple(faulty)))
+
+
+def _with_rows(table: Table) -> Table:
+    """The table. Raises `UserError` where nothing of it is a row."""
+    if not table.rows:
+        BadRows().settle(table.path, [row.fault for row in table.faulty], len(table.faulty))
+    return table
 
 
 def _read_text(path: Path) -> str:
@@ -102,57 +183,47 @@ def _records(content: str, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(before)
 
 
-def _uneven(records: Records) -> tuple[int, int] | None:
-    """(line, fields) of the first record that is not as wide as the header."""
-    width = len(records[0][1])
-    return next(((line, len(fields)) for line, fields in records if len(fields) != width), None)
+def _even(records: Records) -> bool:
+    """Whether every record is as wide as the header."""
+    return len({len(fields) for _, fields in records}) == 1
 
 
-def _check_even(path: Path, records: Records, advice: str) -> tuple[list[str], Records]:
-    header = records[0][1]
-    if fault := _uneven(records):
-        line, fields = fault
-        raise UserError(f"{path}: line {line}: must have {len(header)} fields as the header has, got {fields}{advice}")
-    return header, records[1:]
-
-
-def _from_csv(path: Path, content: str) -> tuple[list[str], Records]:
+def _from_csv(path: Path, content: str) -> Records:
     records: Records = []
     try:
         records.extend(_records(content))
     except csv.Error as error:
         where = f"after line {records[-1][0]}" if records else "at the start"
         raise UserError(f"{path}: {where}: not valid CSV ({error})") from None
-    return _check_even(path, records, " (a text with a comma needs quotation marks)")
+    return records
 
 
-def _from_tsv(path: Path, content: str) -> tuple[list[str], Records]:
+def _from_tsv(content: str) -> Records:
     # str.splitlines would also split at characters that texts contain (U+0085, U+2028), the csv module does not.
     plain = list(_records(content, delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
         quoted = list(_records(content, delimiter="\t"))
     except csv.Error:
         quoted = []
-    fits = bool(quoted) and _uneven(quoted) is None
-    if fits and (len(quoted) == len(plain) or _uneven(plain) is not None):
-        return quoted[0][1], quoted[1:]
-    return _check_even(path, plain, " (fields are divided by one tab)")
+    return quoted if _even(quoted) and (len(quoted) == len(plain) or not _even(plain)) else plain
 
 
 def _from_json_lines(path: Path, content: str) -> Table:
-    rows = []
+    rows, faulty = [], []
     columns: dict[str, None] = {}
     for line, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
         try:
             values = json.loads(text)
+            fault = "" if isinstance(values, dict) else f"must be a JSON object, got {type(values).__name__}"
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {line}: not valid JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: line {line}: must be a JSON object, got {type(values).__name__}")
-        if "\\ud" in text.lower() and halves(json.dumps(values, ensure_ascii=False)):
-            raise UserError(f"{path}: line {line}: must hold whole characters, got half of a surrogate pair (\\ud8…)")
+            values, fault = None, f"not valid JSON ({error})"
+        if not fault and "\\ud" in text.lower() and halves(json.dumps(values, ensure_ascii=False)):
+            fault = "must hold whole characters, got half of a surrogate pair (\\ud8…)"
+        if fault:
+            faulty.append(Row(line, {}, f"{path}: line {line}: {fault}"))
+            continue
         columns.update(dict.fromkeys(values))
         rows.append(Row(line, values))
-    return Table(path, tuple(columns), rows)
+    return _with_rows(Table(path, tuple(columns), rows, tuple(faulty)))

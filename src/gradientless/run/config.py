@@ -285,6 +285,9 @@ class DataConfig(_Section):
     """A table to validate on; without one a seeded, stratified tenth is held out."""
     test: Path_ | None = None
     """A table to test on: none of its rows is trained on or chooses the weights."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used (an empty text, no label, another number of fields), rather than refuse their
+    file."""
     max_length: Count = 128
     """Tokens an example may have; longer ones are cut."""
     few_shot: Count | None = None

@@ -20,6 +20,7 @@ from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
+from gradientless.language.tables import BadRows
 from gradientless.language.tasks import TASKS, Example, Splits, find_task
 from gradientless.run.losses import chosen
 from gradientless.run.memory import is_out_of_memory
@@ -31,41 +32,47 @@ if TYPE_CHECKING:
 SPLITS = ("validation", "test", "train")
 
 
-def load_splits(config: RunConfig) -> Splits:
+def load_splits(config: RunConfig, bad: BadRows | None = None) -> Splits:
     """The rows that a configuration names: its task's, or the user's own table; as many as it asks for.
 
-    Raises UserError.
+    bad: takes up what is left out; by default as the configuration has it. Raises UserError.
     """
     data = config.data
     seed = config.seed if data.split_seed is None else data.split_seed
-    splits = _all_rows(config, seed)
+    bad = BadRows(data.skip_bad_rows) if bad is None else bad
+    splits = _all_rows(config, seed, bad)
     if data.few_shot is not None:
         splits = few_shot(splits, data.few_shot, seed)
     elif data.subset is not None:
         train, validation, *test = data.subset
         splits = subset(splits, train, validation, test[0] if test else None, seed)
-    return splits if data.test is None else replace(splits, test=rows_of_file(config, data.test, splits.labels))
+    if data.test is None:
+        return splits
+    return replace(splits, test=rows_of_file(config, data.test, splits.labels, bad)[0])
 
 
-def rows_of_file(config: RunConfig, file: str | Path, labels: Sequence[str]) -> list[Example]:
-    """All rows of one file, read as the configuration reads its own: by its task, or by its columns. labels: of a
-    table, by index. Raises UserError."""
+def rows_of_file(
+    config: RunConfig, file: str | Path, labels: tuple[str, ...] | None, bad: BadRows | None = None
+) -> tuple[list[Example], tuple[str, ...]]:
+    """All rows of one file, read as the configuration reads its own, by its task or by its columns; and the names of
+    their labels. labels: that those of a table must be of; None where it says itself. Raises UserError."""
     path, data = Path(file).expanduser(), config.data
     if config.task is not None:
-        return find_task(config.task).load_rows(path)
-    return load_rows(path, data.text_column, data.text_pair_column, data.label_column, tuple(labels))
+        task = find_task(config.task)
+        return task.load_rows(path, bad), task.labels
+    return load_rows(path, data.text_column, data.text_pair_column, data.label_column, labels, bad)
 
 
-def _all_rows(config: RunConfig, seed: int) -> Splits:
+def _all_rows(config: RunConfig, seed: int, bad: BadRows) -> Splits:
     data = config.data
     path = None if data.path is None else Path(data.path).expanduser()
     if config.task is not None:
-        return find_task(config.task).load(path)
+        return find_task(config.task).load(path, bad)
     if path is None:
         raise UserError("data.path: must be given where no task is, got nothing")
     validation = None if data.validation is None else Path(data.validation).expanduser()
     columns = data.text_column, data.text_pair_column, data.label_column
-    return load_table(path, *columns, validation, seed, labelled=config.surface.readout != "tokens")
+    return load_table(path, *columns, validation, seed, labelled=config.surface.readout != "tokens", bad=bad)
 
 
 def reads(config: RunConfig, pairs: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
+from gradientless.language.surfaces.saved import rows_of
 from gradientless.run.runfolder import RunFolder
 from gradientless.schema import read_sealed
 from gradientless.writing import write_atomically
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SHARES = ("accuracy", "f1", "balanced_accuracy")  # shown in percent
 MOST_CLASSES = 10  # that are shown one by one
 SAMPLE = "a gripping, beautifully acted film"
+FILMS = ("imdb", "rotten-tomatoes", "sst2", "sst5")  # tasks that it fits
 
 
 def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> None:
@@ -130,10 +132,23 @@ def next_commands(folder: RunFolder) -> dict[str, str]:
     events = folder.stages if folder.stages.is_dir() else folder.tensorboard
     logged = any(each.trajectory.exists() for each in (folder, *folder.stage_folders()))
     return {
-        "predict": f"gradientless predict {run} {shlex.quote(SAMPLE)}",
+        "predict": f"gradientless predict {run} {_asks(folder)}",
         "view": f"tensorboard --logdir {shlex.quote(str(events))}",
         **({"replay": f"gradientless replay {run}{folder.asks_for_trust}"} if logged else {}),
     }
+
+
+def _asks(folder: RunFolder) -> str:
+    """What a model of this run is asked with."""
+    from gradientless.language.tasks import find_task
+
+    task = folder.task if folder.holds_run() else FILMS[0]
+    if task in FILMS:
+        return shlex.quote(SAMPLE)
+    if task is not None and find_task(task).kind != "classification":
+        return "--file rows.jsonl"  # with the columns of the task
+    pairs = folder.model.is_dir() and rows_of(folder.model).get("pairs")
+    return "'a text' 'its second text'" if pairs else "'a text'"
 
 
 def percent(fraction: float) -> str:

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
-from gradientless.inputs import toml
+from gradientless.inputs import read_text, toml
 from gradientless.run.lock import LOCK, locked
 from gradientless.run.named import TRUST, sums_of
 from gradientless.run.sealed import (
@@ -206,6 +206,13 @@ class RunFolder:
 
         require_toml(self.config)
         return RunConfig.load(self.config, overrides, flags, code, code_in_toml(self.config))
+
+    @property
+    def task(self) -> str | None:
+        """The task of the run's configuration, read without anything else that it names. Raises UserError for a file
+        that is not as the run wrote it."""
+        require_toml(self.config)
+        return toml(read_text(self.config, "run"), "run").get("task")
 
     @property
     def asks_for_trust(self) -> str:

@@ -28,6 +28,7 @@ from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import METRICS, accuracy_name, alike, by_class, f1_name, highest
 from gradientless.language.surfaces.saved import note_rows
+from gradientless.language.tables import BadRows
 from gradientless.run.assemble import (
     PASSES_OF_FIRST_ORDER,
     Rows,
@@ -143,7 +144,11 @@ class Run:
         self.origin.state("config", config.decisive())
         self.origin.state("code", code_of(config))
         self.device = pick_device(config.device)
-        splits = load_splits(config)
+        bad = BadRows(config.data.skip_bad_rows)
+        splits = load_splits(config, bad)
+        self.rows_left_out = bad.count
+        for left_out in bad.told:
+            console.print(left_out, highlight=False)
         if not splits.validation:
             raise UserError("data: a validation split must have at least one row, got none; give data.validation")
         console.print(f"train       {class_balance(splits.train, splits.labels)}", highlight=False)
@@ -780,6 +785,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "backward_products": counted.calls if run.forward is None else 0,
         "scheduled_steps": run.steps,
         "skipped_steps": run.skipped,
+        "rows_left_out": run.rows_left_out,
         "texts_cut": {split: cut.rows for split, cut in run.cuts.items()},
         "base": run.base,
         "ended": "diverged" if run.done.diverged else "patience" if run.done.ended else "steps",

@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gradientless.errors import UserError, unknown
 from gradientless.inputs import halves
+
+if TYPE_CHECKING:
+    from gradientless.language.tables import BadRows
 
 
 @dataclass(frozen=True)
@@ -190,11 +193,12 @@ class Task(ABC):
     prompts: ClassVar[Mapping[str, Prompt]] = {}
 
     @abstractmethod
-    def load(self, path: Path | None = None) -> Splits:
-        """Read the rows: from the task's own source, or from a folder of the user's. Raises `UserError`."""
+    def load(self, path: Path | None = None, bad: BadRows | None = None) -> Splits:
+        """Read the rows: from the task's own source, or from a folder of the user's. bad: what is done about rows that
+        cannot be used; they are refused by default. Raises `UserError`."""
 
     @abstractmethod
-    def load_rows(self, path: Path) -> list[Example]:
+    def load_rows(self, path: Path, bad: BadRows | None = None) -> list[Example]:
         """All labelled rows of one file, with the columns of the task's own. Raises `UserError`."""
 
     def prompt(self, family: str, name: str | None = None) -> Prompt:

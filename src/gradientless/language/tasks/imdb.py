@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gradientless.errors import UserError
 from gradientless.language import starter
-from gradientless.language.tables import Row, Table, read_table
+from gradientless.language.tables import BadRows, Row, Table, read_table
 from gradientless.language.tasks.base import FILM_REVIEW_PROMPTS, Example, Splits
 from gradientless.language.tasks.records import RecordTask
 
@@ -27,10 +28,10 @@ class Imdb(RecordTask):
     columns = ("text",)
     prompts = FILM_REVIEW_PROMPTS
 
-    def load(self, path: Path | None = None) -> Splits:
+    def load(self, path: Path | None = None, bad: BadRows | None = None) -> Splits:
         """Rows of the starter data, or of local files with the same columns: text, label and perhaps source."""
         if path is not None:
-            return super().load(path)
+            return super().load(path, bad)
         return self._split({"train": read_table(starter.ensure("movie-reviews"))}, strict=True)
 
     def records(self, table: Table) -> Table:
@@ -39,7 +40,7 @@ class Imdb(RecordTask):
         rows = [row for row in table.rows if row.values["source"] == "imdb"]
         if not rows:
             raise UserError(f"{table.path}: some rows must be of source imdb, got none")
-        return Table(table.path, table.columns, rows)
+        return replace(table, rows=rows)
 
     def example(self, table: Table, row: Row) -> Example:
         text = " ".join(table.text(row, "text").replace("<br />", " ").split())

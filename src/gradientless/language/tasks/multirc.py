@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gradientless.errors import UserError
@@ -44,7 +45,7 @@ class Multirc(RecordTask):
             for row in table.rows
             for text, question, answer in _unfolded(table, row)
         ]
-        return Table(table.path, (*self.columns, "label"), rows)
+        return replace(table, columns=(*self.columns, "label"), rows=rows)
 
     def example(self, table: Table, row: Row) -> Example:
         fields = texts(table, row, *self.columns)

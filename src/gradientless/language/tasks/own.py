@@ -22,7 +22,7 @@ from typing import Any
 
 from gradientless.errors import UserError, unknown
 from gradientless.inputs import is_file, read_text, toml
-from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tables import SUFFIXES, BadRows, Row, Table, read_table
 from gradientless.language.tasks.base import KINDS, Example, Prompt, Splits
 from gradientless.language.tasks.records import RecordTask, accepted
 
@@ -64,10 +64,10 @@ class OwnTask(RecordTask):
         self._slots = tuple(slots)
         self.columns = tuple(self._of(slot) for slot in slots) + self._choices  # type: ignore[misc]
 
-    def load(self, path: Path | None = None) -> Splits:
+    def load(self, path: Path | None = None, bad: BadRows | None = None) -> Splits:
         """The rows that the file names, or those of `path`, which must have the same columns."""
         path = self._data if path is None else path
-        splits = super().load(path)
+        splits = super().load(path, bad)
         if self.labels and len({row.label for row in splits.train}) < 2:
             raise UserError(f"{path}: training rows must be of two classes or more, got one")
         return splits

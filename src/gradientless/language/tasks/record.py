@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gradientless.errors import UserError
@@ -41,7 +42,7 @@ class Record(RecordTask):
         """SuperGLUE's own files hold a passage a line, entities as positions in it, and its queries with answers."""
         if "qas" not in table.columns:
             return table
-        return Table(table.path, self.columns, [each for row in table.rows for each in _unfolded(table, row)])
+        return replace(table, columns=self.columns, rows=[each for row in table.rows for each in _unfolded(table, row)])
 
     def example(self, table: Table, row: Row) -> Example:
         fields = texts(table, row, "passage", "query")

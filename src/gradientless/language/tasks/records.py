@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from gradientless.errors import UserError, unknown
 from gradientless.language import splits as drawing
-from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tables import SUFFIXES, BadRows, Row, Table, read_table
 from gradientless.language.tasks.base import Example, Splits, Task
 
 NAMES: Mapping[str, tuple[str, ...]] = {"train": ("train",), "validation": ("dev", "validation"), "test": ("test",)}
@@ -64,7 +65,7 @@ class RecordTask(Task):
             raise UserError(f"{table.path}: line {row.line}: label must be {wanted}, got '{written}'")
         return known[written]
 
-    def load(self, path: Path | None = None) -> Splits:
+    def load(self, path: Path | None = None, bad: BadRows | None = None) -> Splits:
         """Rows of the hub; or of `path`: a folder with train, dev (or validation) and test files, or one file.
 
         Files are CSV, TSV or JSONL. A split that is missing is drawn by seed 0: of a source with one split 80/10/10,
@@ -73,23 +74,26 @@ class RecordTask(Task):
         """
         if path is None:
             return self._split(self._hub_tables(), strict=False)
-        return self._split(self._local_tables(path), strict=True)
+        return self._split(self._local_tables(path), True, bad)
 
-    def load_rows(self, path: Path) -> list[Example]:
-        return self._examples(read_table(path), strict=True)
+    def load_rows(self, path: Path, bad: BadRows | None = None) -> list[Example]:
+        return self._examples(read_table(path), True, bad)
 
-    def rows(self, path: Path) -> list[Example]:
-        """The rows of one file to be predicted, of which the labels and answers mean nothing. Raises `UserError`."""
+    def asked(self, path: Path) -> Table:
+        """The records of one file to be predicted, of which the labels and answers mean nothing. Raises `UserError`."""
         table = self.records(read_table(path))
         columns = tuple(dict.fromkeys((*table.columns, *self.unanswered)))
         filled = [
             Row(row.line, {**row.values, **self.unanswered}) if self.unlabelled(table, row) else row
             for row in table.rows
         ]
-        return self._examples(Table(table.path, columns, filled), strict=True)
+        found = replace(table, columns=columns, rows=filled)
+        for column in self.columns:
+            found.require(column, column)
+        return found
 
-    def _split(self, tables: Mapping[str, Table], strict: bool) -> Splits:
-        rows = {name: self._examples(table, strict and name != "test") for name, table in tables.items()}
+    def _split(self, tables: Mapping[str, Table], strict: bool, bad: BadRows | None = None) -> Splits:
+        rows = {name: self._examples(table, strict and name != "test", bad) for name, table in tables.items()}
         rows = {name: found for name, found in rows.items() if found}
         if not rows:
             have = ", ".join(str(table.path) for table in tables.values())
@@ -105,12 +109,13 @@ class RecordTask(Task):
         train, validation = drawing.grouped_parts(rows[pool], (90, 10))
         return Splits(train, validation, rows["test"], self.labels)
 
-    def _examples(self, table: Table, strict: bool) -> list[Example]:
+    def _examples(self, table: Table, strict: bool, bad: BadRows | None = None) -> list[Example]:
         table = self.records(table)
         for column in self.columns:
             table.require(column, column)
-        wanted = (row for row in table.rows if (strict and not self.gaps) or not self.unlabelled(table, row))
-        return [self.example(table, row) for row in wanted]
+        wanted = [row for row in table.rows if (strict and not self.gaps) or not self.unlabelled(table, row)]
+        table = replace(table, rows=wanted)
+        return table.made(lambda row: self.example(table, row), bad)
 
     def _label_column(self, table: Table) -> str | None:
         return next((column for column in self.label_columns if column in table.columns), None)

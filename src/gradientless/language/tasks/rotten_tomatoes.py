@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gradientless.errors import UserError
 from gradientless.language import starter
-from gradientless.language.tables import SUFFIXES, Row, Table, read_table
+from gradientless.language.tables import SUFFIXES, BadRows, Row, Table, read_table
 from gradientless.language.tasks.base import FILM_REVIEW_PROMPTS, Example, Splits
 from gradientless.language.tasks.records import RecordTask
 
@@ -35,7 +36,7 @@ class RottenTomatoes(RecordTask):
     columns = ()
     prompts = FILM_REVIEW_PROMPTS
 
-    def load(self, path: Path | None = None) -> Splits:
+    def load(self, path: Path | None = None, bad: BadRows | None = None) -> Splits:
         """Rows of the starter data; or of `path`: one file, a folder with one, or one with train, dev (or validation)
         and test files, that have the same columns.
 
@@ -45,14 +46,14 @@ class RottenTomatoes(RecordTask):
         if path is not None and path.is_dir() and len(files := self._files(path)) != 1:
             if not files:
                 raise UserError(f"{path}: {self.key} needs CSV, TSV or JSONL files in the folder, got none")
-            return super().load(path)
+            return super().load(path, bad)
         if path is not None and path.is_dir():
             (path,) = files
         table = self.records(read_table(starter.ensure("movie-reviews") if path is None else path))
         if len(table.rows) < 10:
             got = len(table.rows)
             raise UserError(f"{table.path}: {self.key} must have at least 10 rows to split 80/10/10, got {got}")
-        examples = [self.example(table, row) for row in table.rows]
+        examples = table.made(lambda row: self.example(table, row), bad)
         # RandomState, because NumPy keeps its stream for good, and that of Generator only within a version.
         order = np.random.RandomState(0).permutation(len(examples))
         first, second = len(examples) * 8 // 10, len(examples) * 9 // 10
@@ -65,7 +66,7 @@ class RottenTomatoes(RecordTask):
         if "source" not in table.columns:
             return table
         rows = [row for row in table.rows if row.values["source"] == "rotten_tomatoes"]
-        return Table(table.path, table.columns, rows)
+        return replace(table, rows=rows)
 
     def example(self, table: Table, row: Row) -> Example:
         return Example(mend(table.text(row, _text_column(table))), self.label(table, row))

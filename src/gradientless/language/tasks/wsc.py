@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gradientless.language.tables import Row, Table
 from gradientless.language.tasks.base import Example, Prompt
 from gradientless.language.tasks.records import RecordTask, texts
@@ -37,7 +39,7 @@ class Wsc(RecordTask):
         for row in table.rows:
             target = row.values.get("target")
             rows.append(Row(row.line, {**row.values, **(target if isinstance(target, dict) else {})}))
-        return Table(table.path, (*table.columns, "span1_text", "span2_text"), rows)
+        return replace(table, columns=(*table.columns, "span1_text", "span2_text"), rows=rows)
 
     def example(self, table: Table, row: Row) -> Example:
         found = texts(table, row, *self.columns)
