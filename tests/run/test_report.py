@@ -24,7 +24,7 @@ SUMMARY = {
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    return RunFolder.create(tmp_path / "my run", "")
+    return RunFolder.create(tmp_path / "my run", "task = 'sst2'\n")
 
 
 @pytest.mark.parametrize("logged", [True, False])  # a first-order run keeps no log to replay
