@@ -15,6 +15,17 @@ FILLERS = ("a", "the", "film", "plot", "was", "very")
 SHARE = 0.6  # of rows that are positive: what guessing the larger class reaches
 
 
+def gradientless(*arguments: str) -> int:
+    """The exit code of the command line."""
+    import pytest
+
+    from gradientless import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code or 0
+
+
 def make_model(folder: Path, seed: int = 5) -> str:
     """Save the body and its tokenizer into `folder`; returns it as text."""
     import torch

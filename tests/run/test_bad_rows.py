@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 
 import tiny_run
-from gradientless import cli
 from gradientless.errors import UserError
 from gradientless.language.data import load_table
 from gradientless.language.tables import MOST_TOLD, BadRows
 from gradientless.language.tasks import find_task
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
-
+from tiny_run import gradientless
 
 ROWS = [f"{text},{label}" for text, label in tiny_run.rows(40)]
 FAULTS = {  # by the line of the file where one stands

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 import tiny_run
-from gradientless import cli
 from gradientless.language.data import Encoded
 from gradientless.language.tasks import Example
 from gradientless.run.compare import compare, configurations, read_methods
+from tiny_run import gradientless
 
 LONG = "very " * 9 + "good"  # 10 tokens, and [CLS] and [SEP]
 
@@ -35,12 +35,6 @@ def place(tmp_path_factory) -> Path:
         rows = [f"{LONG if i < long else 'a film'},{'yn'[i % 2]}" for i in range(count)]
         (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
     return folder
-
-
-def gradientless(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 def ask(place: Path, model: str, *settings: str) -> list[str]:

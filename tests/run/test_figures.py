@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tiny_run
-from gradientless import cli
 from gradientless.errors import UserError
 from gradientless.language.tasks import Example, Splits
 from gradientless.run.config import RunConfig
@@ -20,15 +19,9 @@ from gradientless.run.losses import loss_of, weights_of
 from gradientless.run.report import class_lines, figure_rows
 from gradientless.run.train import Run
 from gradientless.schema import SEALS, read_sealed, sealed
+from tiny_run import gradientless
 
 GLD = ("optimizer.radius=0.1",)
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

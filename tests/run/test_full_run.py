@@ -37,6 +37,7 @@ from gradientless.search.optim.spsa import SPSA
 from gradientless.search.points import ALL, Direction, point
 from gradientless.search.space import Space
 from gradientless.search.trajectory import Trajectory
+from tiny_run import gradientless
 
 MEZO = ("optimizer.lr=1e-3", "optimizer.eps=1e-2")
 INJECT = ("optimizer.evaluator=inject", "optimizer.rank=1", "optimizer.noise=rademacher")
@@ -64,13 +65,6 @@ STEPS = 12
 PATIENCE = 120.0  # seconds after which a process counts as hanging
 PRELOADED = ["gradientless.cli", "gradientless.run.train", "gradientless.run.report", "torch.utils.tensorboard"]
 PRELOADED += ["gradientless.language.surfaces.head_session", "transformers", "matplotlib.backends.backend_agg"]
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 def arguments(

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_run
-from gradientless import cli
 from gradientless.errors import NotFinite, UserError
 from gradientless.language.metrics import highest
 from gradientless.language.readouts import greedily
@@ -23,6 +22,7 @@ from gradientless.run.losses import LOSSES, chosen
 from gradientless.run.predict import predict_texts
 from gradientless.run.untuned import WAYS
 from gradientless.search.optim import FIRST_ORDER
+from tiny_run import gradientless
 
 OWN = """
 import torch
@@ -48,13 +48,6 @@ class Bursts(torch.optim.SGD):
         if self.steps == 16:
             self.param_groups[0]["params"][0].data[0, 0] = float("nan")
 """
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

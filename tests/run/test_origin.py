@@ -27,16 +27,10 @@ from gradientless.run.sealed import require_toml, sealed_toml, write_sealed
 from gradientless.run.train import Run
 from gradientless.schema import checksum, read_sealed, sealed, unsealed
 from gradientless.search.trajectory import MAGIC, Trajectory
+from tiny_run import gradientless
 
 STEPS = 30
 OPTIONS = {"gld": ("optimizer.radius=0.1",), "adamw": ("optimizer.lr=1e-2",)}
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture

@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny_run
-from gradientless import cli
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
+from tiny_run import gradientless
 
 
 @pytest.fixture(scope="module")

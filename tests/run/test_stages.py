@@ -30,6 +30,7 @@ from gradientless.run.profile import measure
 from gradientless.run.runfolder import RunFolder
 from gradientless.run.train import Run
 from pages import ROOT, blocks
+from tiny_run import gradientless
 
 RECIPES = {block.text.partition("\n")[0].lstrip("# "): block.text for block in blocks(ROOT / "docs" / "stages.md")
            if block.language == "toml"}  # fmt: skip
@@ -51,13 +52,6 @@ OWN = {  # recipe -> model, further settings
     ),
     "a head by": ("bert", ("stages.1.optimizer.radius=0.1", "stages.2.surface.rank=2", "stages.2.batch_size=8")),
 }
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from gradientless.language.surfaces import Surface, load
 from gradientless.language.surfaces.lst import LstSurface
 from gradientless.run.predict import predict_texts
 from gradientless.run.train import Run
+from tiny_run import gradientless
 
 ANSWERS = ("prompt.text={text} the film was", 'prompt.words.negative=" bad"', 'prompt.words.positive=" good"')
 SURFACES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -40,13 +41,6 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 STEPS, STOP = 6, 3
 OFTEN = ("checkpoint_every=2", "evaluate_every=3", "log_every=4", "--batch-size", "8")
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

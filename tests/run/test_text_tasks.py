@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from gradientless import cli
 from gradientless.errors import UserError
 from gradientless.language.metrics import exact_match, token_f1
 from gradientless.language.surfaces import load
@@ -26,6 +25,7 @@ from gradientless.run.train import Run, train
 from gradientless.run.untuned import WAYS
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
+from tiny_run import gradientless
 
 REWARDS = """
 def short(texts, rows):
@@ -121,12 +121,6 @@ def settings(overrides) -> list[str]:
     """`SMALL`, but for what `overrides` say otherwise, and these."""
     given = {each.partition("=")[0] for each in overrides}
     return [each for each in SMALL if each.partition("=")[0] not in given] + list(overrides)
-
-
-def gradientless(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

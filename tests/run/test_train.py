@@ -31,17 +31,11 @@ from gradientless.run.train import Run, Stopped
 from gradientless.schema import sealed, unsealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 from gradientless.search.schedules import multiplier
+from tiny_run import gradientless
 
 MAJORITY = 0.6
 GLD = ("optimizer.radius=0.1",)
 ADAMW = ("optimizer.lr=1e-2",)
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from gradientless.run.train import Run
 from gradientless.schema import read_sealed
 from gradientless.search.trajectory import Trajectory
 from gradientless.writing import open_new, write_atomically, write_where_asked
+from tiny_run import gradientless
 
 MARKED = "import pathlib\npathlib.Path({mark!r}).touch()\n"
 CODE = {
@@ -39,13 +40,6 @@ CODE = {
     "evil_reward.py": "def f(texts, rows):\n    return float(len(texts))\n",
     "evil_optimizer.py": "from gradientless import GLD\n\n\nclass Mine(GLD):\n    pass\n",
 }
-
-
-def gradientless(*arguments: str) -> int:
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    return ended.value.code or 0
 
 
 @pytest.fixture
