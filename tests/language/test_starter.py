@@ -174,7 +174,7 @@ def test_a_conversion_that_fails_leaves_nothing(shop, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
-def tiny_gguf(path: Path) -> dict[str, np.ndarray]:
+def tiny_gguf(path: Path, begins: bool | None = None) -> dict[str, np.ndarray]:
     """A Llama of one layer in 4 bits, with a byte-level tokenizer; the weights as they stand in the file."""
     import gguf
     from tokenizers import pre_tokenizers
@@ -198,6 +198,8 @@ def tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.add_eos_token_id(0)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(0)
+    if begins is not None:
+        writer.add_add_bos_token(begins)
     shapes = {"token_embd": (len(words), 32), "output_norm": (32,)}
     layer = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "attn_norm": (32,)}
     layer |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "ffn_norm": (32,)}
@@ -214,6 +216,15 @@ def tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.write_tensors_to_file()
     writer.close()
     return stored
+
+
+@pytest.mark.parametrize(("begins", "tokens"), [(None, []), (False, []), (True, ["<end>"])])
+def test_a_text_begins_with_a_token_where_the_file_says_so(begins, tokens, tmp_path):
+    tiny_gguf(tmp_path / "tiny.gguf", begins)
+    (tmp_path / "made").mkdir()
+    backbone._dequantise(tmp_path / "tiny.gguf", tmp_path / "made")
+    tokenizer = backbone.load_tokenizer(str(tmp_path / "made"), 64)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("good")["input_ids"]) == [*tokens, "go", "od"]
 
 
 def test_a_4_bit_model_becomes_a_plain_folder(tmp_path):

@@ -132,7 +132,6 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
     batch_size: BatchSize = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    trust_code: TrustCode = False,
 ) -> None:
     """Label and probabilities of texts; or the choice or answer for rows of a table, by the columns of the run's task.
 

@@ -388,7 +388,8 @@ def _dequantise(file: Path, folder: Path) -> None:
         bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
         with _quiet(), bar, torch.random.fork_rng(devices=[]):
             module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            # Said, since versions of the library take different things for granted where the file says nothing.
+            tokenizer = AutoTokenizer.from_pretrained(source, add_bos_token=_begins_texts(file), **options)
     except Exception as error:  # noqa: BLE001 (the library raises many kinds; each becomes one line)
         raise UserError(f"model: {file.name} could not be read: {one_line(error, 300)}") from None
     # What is left are plain weights; the library refuses to save them while these say that they are quantised.
@@ -398,6 +399,14 @@ def _dequantise(file: Path, folder: Path) -> None:
         if hasattr(module, name):
             delattr(module, name)
     save_pretrained(module, tokenizer, folder)
+
+
+def _begins_texts(file: Path) -> bool:
+    """Whether a GGUF file states that its tokenizer puts a token of its own in front of every text."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("tokenizer.ggml.add_bos_token")
+    return field is not None and bool(field.contents())
 
 
 def _frozen(module: nn.Module, device: str | torch.device) -> nn.Module:
@@ -459,7 +468,7 @@ def _load_model(
             torch.default_generator.manual_seed(seed)
             try:
                 return kind.from_pretrained(source, config=config, **o)
-            except (ValueError, NotImplementedError):  # some architectures refuse to be built with a rate of dropout
+            except ValueError:  # DiffLlama's, which is not built with a rate of dropout
                 torch.default_generator.manual_seed(seed)
                 return kind.from_pretrained(source, config=copy.deepcopy(stated), **o)
 
