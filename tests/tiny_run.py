@@ -92,14 +92,18 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def outcome(run: Path) -> dict[str, str]:
-    """sha256 of the files that two equal runs have alike: weights, log of losses, metrics."""
+    """What two equal runs have alike: sha256 of weights, log of losses and metrics; what was said before and after."""
     files = [
         *run.glob("model/*.safetensors"),
         *run.glob("checkpoint-*/*.safetensors"),
         *run.glob("best-*/*.safetensors"),
     ]
     files += [run / "metrics.jsonl", *run.glob("trajectory.bin")]
-    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    found = {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    if (run / "summary.json").exists():
+        summary = json.loads((run / "summary.json").read_text("utf-8"))
+        found["before and after"] = json.dumps([summary.get("before"), summary.get("answers")])
+    return found
 
 
 UNEVEN = ("log_every=7", "checkpoint_every=10", "evaluate_every=15")

@@ -70,6 +70,8 @@ def _of_hint(hint: Any) -> Schema:
     if hint is int:
         return Whole(-1)
     inner = get_args(hint)
+    if get_origin(hint) is list:
+        return [_of_hint(inner[0])]
     if len(inner) == 2 and inner[1] is type(None):
         return Nullable(_of_hint(inner[0]))
     if get_origin(hint) is dict and inner[0] is str:

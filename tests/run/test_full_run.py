@@ -793,3 +793,34 @@ def test_what_a_model_writes_is_not_known_before(objective_of, monkeypatch):
     assert objective.touched()
     monkeypatch.setattr(objective, "loss", SimpleNamespace(reads="texts"))
     assert objective.touched() == {}
+
+
+def test_what_was_said_before_the_first_step_is_told_beside_what_is_said_now(models, rows, train, tmp_path, capsys):
+    """Also by a run that was stopped and resumed; counted again here from the answers of the two models."""
+    from gradientless.run.evaluation import load_splits
+    from gradientless.run.predict import predict_labels
+
+    settings = ("optimizer.lr=3e-3", "evaluate_every=6", "best=loss")
+    code, run = train("llama", "adamw", *settings, name="straight")
+    assert code == 0
+    shown = " ".join("".join(capsys.readouterr()).split())
+    found = json.loads((run / "summary.json").read_text("utf-8"))
+    validation = load_splits(RunConfig.load(run / "config.toml")).validation
+    said = {}
+    for name, steps in (("before", "1"), ("after", "12")):
+        out = run if name == "after" else tmp_path / "untuned"
+        if name == "before":
+            given = [each for each in settings if not each.startswith("optimizer.lr")]
+            assert gradientless(*arguments(models, rows, out, "llama", "adamw", *given, "optimizer.lr=0", steps=1)) == 0
+        said[name] = predict_labels(out, validation)[1]
+    right = [("negative", "positive")[row.label] for row in validation]
+    apart = [(b, a, r) for b, a, r in zip(said["before"], said["after"], right, strict=True) if b != a]
+    assert len(apart) > 1
+    told = found["answers"]
+    assert (told["asked"], told["changed"]) == (len(validation), len(apart))
+    assert told["right"] == sum(a == r for _, a, r in apart) and told["wrong"] == sum(b == r for b, _, r in apart)
+    assert [(row["before"], row["after"], row["right"]) for row in told["first"]] == apart[:6]
+    share = sum(b == r for b, r in zip(said["before"], right, strict=True)) / len(right)
+    assert found["before"]["accuracy"] == pytest.approx(share)
+    assert f"accuracy {share:.2%} -> {found['metrics']['accuracy']:.2%}" in shown
+    assert f"{len(apart)} of the first {len(validation)} changed: {told['right']} became right" in shown

@@ -222,7 +222,7 @@ def _unasked(config: RunConfig, overrides: Sequence[str], flags: Mapping[str, An
     if config.steps is None:
         taken = [(key, value) for key, value in taken if key != "steps"]
     told = " ".join(f"{key}={value}" for key, value in taken)
-    return f"{config.surface.name} by {config.optimizer.name}, taken unasked: {told}"
+    return told and f"{config.surface.name} by {config.optimizer.name}, taken unasked: {told}"
 
 
 def _folder_of(config: RunConfig, resume: bool, named: bool) -> RunFolder:

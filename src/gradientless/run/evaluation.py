@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradientless.errors import NotFinite, UserError, one_line
 from gradientless.language.data import EncodedTexts, load_rows, load_table
-from gradientless.language.metrics import METRICS, TEXT_METRICS, by_class, highest
+from gradientless.language.metrics import METRICS, by_class, chosen_right, exact_match, highest, token_f1
 from gradientless.language.prompting import EncodedAnswers
 from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
@@ -315,8 +315,12 @@ class TextRows:
 def score_texts(texts: Sequence[str], examples: Sequence[Example], kind: str, loss: float) -> dict[str, float]:
     """As `score`: "accuracy" is that of the choices, or exact match; "f1" is token F1 (see `accuracy_name`)."""
     answers = [example.answers for example in examples]
-    right = TEXT_METRICS["accuracy" if kind == "choice" else "exact_match"]
-    return {"loss": loss, "accuracy": right(texts, answers), "f1": TEXT_METRICS["token_f1"](texts, answers)}
+    return {"loss": loss, "accuracy": share_right(texts, answers, kind), "f1": token_f1(texts, answers)}
+
+
+def share_right(texts: Sequence[str], answers: Sequence[Sequence[str]], kind: str) -> float:
+    """Share of the texts that are one of the right answers, as tasks of that kind count them."""
+    return (exact_match if kind == "generation" else chosen_right)(texts, answers)
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -34,7 +34,7 @@ def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> No
     for name, value in closing_rows(summary):
         table.add_row(name, value)
     console.print(table)
-    for line in class_lines(summary):
+    for line in (*class_lines(summary), *answer_lines(summary)):
         console.print(line, highlight=False, soft_wrap=True)
     for line in (*chosen_lines(summary), *summary.get("remarks", ())):
         console.print(f"note     {line}", highlight=False, soft_wrap=True)
@@ -46,7 +46,8 @@ def close(folder: RunFolder, summary: Mapping[str, Any], console: Console) -> No
 
 def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a summary holds, as people read it."""
-    rows = figure_rows({**summary.get("metrics", {}), "majority": summary.get("majority")})
+    found = {**summary.get("metrics", {}), "majority": summary.get("majority")}
+    rows = figure_rows(found, summary.get("before", {}))
     rows += [(f"test {name}", value) for name, value in figure_rows(summary.get("test", {})) if name != "texts cut"]
     for name, stage in summary.get("stages", {}).items():
         accuracy = stage["metrics"].get("accuracy")
@@ -61,17 +62,40 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def figure_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of figures, as people read them: the accuracy beside the largest class's share of the rows."""
+def figure_rows(found: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """(name, value) of figures, as people read them: beside those of before the first step, where there are any; and
+    the accuracy beside the largest class's share of the rows."""
     rows = []
     for name, value in found.items():
         if not isinstance(value, (int, float)):
             continue
-        shown = percent(value) if name in SHARES else str(value) if isinstance(value, int) else f"{value:.4f}"
+        shown = _figure(name, value)
+        if before and isinstance(before.get(name), (int, float)):
+            shown = f"{_figure(name, before[name])} -> {shown}"
         if name == "accuracy" and found.get("majority"):
             shown += f", largest class {percent(found['majority']['share'])}"
         rows.append((name.replace("_", " "), shown))
     return rows
+
+
+def _figure(name: str, value: float) -> str:
+    return percent(value) if name in SHARES else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def answer_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How many answers are others than before the first step, and the first of them."""
+    told = summary.get("answers")
+    if not told:
+        return []
+    line = f"answers  {told['changed']:,} of the first {told['asked']:,} changed"
+    if not told["changed"]:
+        return [line]
+    line += f": {told['right']:,} became right, {told['wrong']:,} became wrong; the first that changed:"
+    head = ["before", "after", "right", "text"]
+    body = [[*(_short(row[key]) for key in head[:3]), _short(row["text"], 70)] for row in told["first"]]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body))
+    return [line, *(row.rstrip() for row in rows)]
 
 
 def class_lines(found: Mapping[str, Any]) -> list[str]:
@@ -101,9 +125,9 @@ def class_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _short(name: str) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= 20 else f"{name[:19]}…"
+def _short(text: str, most: int = 20) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -100,6 +100,13 @@ _LATER = {  # which early ones lack
 }
 _OFTEN = {
     **BY_CLASS,
+    "before": Maybe(_METRICS),
+    "answers": Maybe(
+        {
+            **dict.fromkeys(("asked", "changed", "right", "wrong"), COUNT),
+            "first": [dict.fromkeys(("before", "after", "right", "text"), str)],
+        }
+    ),
     "remarks": Maybe([str]),
     "scheduled_steps": Maybe(POSITIVE),
     "trajectory": Maybe(str),

@@ -52,6 +52,7 @@ from gradientless.run.evaluation import (
     score,
     score_texts,
     score_tokens,
+    share_right,
 )
 from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
@@ -74,6 +75,8 @@ DIVERGING = 3  # logs in a row with a risen loss after which the run says so, or
 GONE = 10  # times the first training loss and one more: what no schedule brings back
 MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start" is what is done before the first step
 LOOKED_AT = 64  # rows, of which the shortest and the longest show whether padding is read
+ASKED = 200  # validation rows whose answers are kept, to be told beside those of before the first step
+TOLD = 6  # of them that changed, which are kept whole
 SHOWN = 4  # rows whose scores the saved model must give again
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
 SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
@@ -114,6 +117,8 @@ class Progressed:
     ended: bool = False
     seconds: float = 0.0  # of the loop, in all processes
     peaks: dict[str, float] = field(default_factory=dict)  # of memory, by part, the highest of all processes
+    untuned: dict[str, float] = field(default_factory=dict)  # the figures of before the first step, where there are any
+    answers: list[str] = field(default_factory=list)  # those of before the first step, to the first rows
 
 
 STATE = {  # of a checkpoint
@@ -123,7 +128,7 @@ STATE = {  # of a checkpoint
     "logs": Maybe({str: str}),
     "trajectory": Maybe(str),
 }
-OF_BEST = {"found": Maybe({str: float}), "by_class": Maybe(BY_CLASS)}
+OF_BEST = {"found": Maybe({str: float}), "by_class": Maybe(BY_CLASS), "answers": Maybe([str])}
 
 
 class Run:
@@ -215,6 +220,7 @@ class Run:
         self.done = Progressed()
         self.last: dict[str, float] | None = None  # what the weights as they stand were found to be
         self.by_class: dict[str, Any] = {}  # what the last evaluation found of classes, see `metrics.by_class`
+        self.answers: list[str] = []  # of the last evaluation, to the first rows
         self.step_seconds: list[float] = []  # of the steps measured in this process
         self.base = base_checksum(self.surface)
         self.origin.state("model", backbone.settings(self.surface))
@@ -284,6 +290,7 @@ class Run:
             self.by_class = by_class(highest(logits).numpy(), gold.numpy(), self.labels)
         if self.reward is not None:
             found["reward"] = self.reward(texts, self.validation)
+        self.answers = texts[:ASKED]
         self.surface.train(training)
         if not math.isfinite(found["loss"]):
             raise NotFinite(f"validation: the loss must be finite, got {found['loss']}")
@@ -413,7 +420,8 @@ class Run:
         if better:
             done.best_step, done.best_accuracy, done.best_loss = done.step, value, loss
             weights = {name: tensor.detach() for name, tensor in self.surface.trainable().items()}
-            self.folder.save_checkpoint(weights, {"found": found, "by_class": self.by_class}, done.step, BEST)
+            told = {"found": found, "by_class": self.by_class, "answers": self.answers}
+            self.folder.save_checkpoint(weights, told, done.step, BEST)
         return better
 
     def set_best(self) -> dict[str, float]:
@@ -425,7 +433,7 @@ class Run:
         self._set_weights(loaded[0])
         self.done.best_step = loaded[2]
         fits(f"the state of {BEST}-{loaded[2]}", loaded[1], OF_BEST)
-        self.by_class = loaded[1].get("by_class", {})
+        self.by_class, self.answers = loaded[1].get("by_class", {}), loaded[1].get("answers", [])
         return loaded[1].get("found") or self.evaluate()
 
     # The whole -------------------------------------------------------------------------------------------------------
@@ -473,6 +481,7 @@ class Run:
         try:
             if not done.step and not self.surface.cacheable:  # a pretrained readout is worth something as it is
                 accuracy = self._evaluated(events, start)
+                done.untuned, done.answers = self.last or {}, self.answers
                 self.memory.end("evaluation")
                 bar(float("nan"), accuracy)
             while done.step < self.steps and not done.ended:
@@ -766,6 +775,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         "accuracy_means": means[0],
         "f1_means": means[1],
         "last": {key: last[key] for key in FIGURES if key in last},
+        **untuned(run),
         "model_step": run.done.best_step,
         "steps": run.done.step,
         "forward_passes": run.done.forward_passes,
@@ -800,6 +810,27 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         run.say(f"saved       the model in {run.folder.model} {wrong}; the checkpoints hold what was found")
     run.folder.write_summary(summary)
     return summary
+
+
+def untuned(run: Run) -> dict[str, Any]:
+    """What the model said before the first step, for the summary: its figures; how many of its answers to the first
+    validation rows changed, became right and became wrong; and the first that changed. Nothing, of a model that could
+    say nothing yet."""
+    before = {key: run.done.untuned[key] for key in FIGURES if key in run.done.untuned}
+    if not before or not run.answers:
+        return {"before": before} if before else {}
+    changed, became = [], {"right": 0, "wrong": 0}
+    for first, then, row in zip(run.done.answers, run.answers, run.validation, strict=False):
+        if first == then:
+            continue
+        right = [run.labels[row.label]] if run.labels else list(row.answers)
+        was, now = (share_right([answer], [right], run.kind) for answer in (first, then))
+        if was != now:
+            became["right" if now else "wrong"] += 1
+        text = row.text if row.text_pair is None else f"{row.text} / {row.text_pair}"
+        changed.append({"before": first, "after": then, "right": " or ".join(right), "text": text})
+    told = {"asked": len(run.answers), "changed": len(changed), **became, "first": changed[:TOLD]}
+    return {"before": before, "answers": told}
 
 
 class _StopSignals:
