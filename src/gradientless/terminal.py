@@ -57,7 +57,14 @@ class Told(TextColumn):
         return shown
 
 
+class _Bar(Progress):
+    def stop(self) -> None:
+        """End the bar. One that is not shown ends without a word; rich before 15 printed an empty line."""
+        if not self.disable:
+            super().stop()
+
+
 def counting_bar(console: Console, shown: bool = True) -> Progress:
     """A bar that counts up to a total and says how long that takes: on terminals alone, and gone when it ends."""
     columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    return _Bar(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

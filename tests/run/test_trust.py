@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import tiny_run
 from gradientless import cli
@@ -689,6 +690,8 @@ class TestModelsOfOthers:
         settings = json.loads((model / "config.json").read_text("utf-8"))
         for key in ("attn_implementation", "_attn_implementation"):
             (model / "config.json").write_text(json.dumps({**settings, key: "evil/kernel"}), "utf-8")
+            if transformers.AutoConfig.from_pretrained(model)._attn_implementation is None:
+                continue  # a version of the library that does not read that key
             assert TestPickles().train(place, model, tmp_path / f"run-{key}") == 2
             assert told()[-1] == (
                 f"model: '{model}' must be computed by code that is installed, got the kernel 'evil/kernel'"
