@@ -114,8 +114,8 @@ def world(tmp_path_factory) -> Iterator[Path]:
             tokenizer = TOKENIZERS.get(kind, byte_level)()
             language(kind, len(tokenizer), 512).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
-    programs = [block for page in PAGES for block in blocks(page) if block.note == "mine.py"]
-    (place / "mine.py").write_text("".join(block.text for block in programs) + "\nMine = BestOfK\n", "utf-8")
+    for block in (block for page in PAGES for block in blocks(page) if block.note.endswith(".py")):
+        (place / block.note).write_text(block.text + ("\nMine = BestOfK\n" if block.note == "mine.py" else ""), "utf-8")
     (place / "models").mkdir()
     (place / "models" / "distilbert").symlink_to(place / "encoder")
     with pytest.MonkeyPatch.context() as patch:
@@ -126,6 +126,7 @@ def world(tmp_path_factory) -> Iterator[Path]:
             ("thesis", ["thesis", "data.path=sst2/"]),
             ("mine", []),
             ("mezo", ["--surface", "full", "--model", "starter:smollm2"]),
+            ("norms", ["--surface", "norms.py:Norms", "--optimizer", "mezo"]),
             ("squad", ["task=squad", "data.path=SQuAD/", "--surface", "full", "--model", "starter:smollm2"]),
         ):
             assert run(["train", *more_of_it, *quick, "--out", f"runs/{name}"]) == 0

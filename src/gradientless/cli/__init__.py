@@ -18,6 +18,7 @@ EXTRA |= {"tensorboard", "tokenizers", "tomli", "tomli_w", "transformers", "type
 
 try:
     from gradientless.cli.options import STOPPED, app
+    from gradientless.run.named import blamed
     from gradientless.terminal import plain, say_on_stderr
 except ModuleNotFoundError as error:
     raise SystemExit(INSTALL.format(error.name)) from None
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for argument in given:
             if halves(argument):  # how Python holds bytes that are no UTF-8
                 raise UserError(f"arguments: must be text in UTF-8, got {os.fsencode(argument)!r}")
-        app(args=given)
+        with blamed():
+            app(args=given)
     except UserError as error:
         _end(str(error))
     except ModuleNotFoundError as error:

@@ -57,11 +57,13 @@ def _names(kind: str) -> dict[str, str]:
     if kind == "surfaces":
         from gradientless.language.surfaces import SURFACES
 
-        return {name: _first_line(surface) for name, surface in SURFACES.items()}
+        known = {name: _first_line(surface) for name, surface in SURFACES.items()}
+        return {**known, "FILE.py:CLASS": "your own class"}
     if kind == "schedules":
         from gradientless.search.schedules import SCHEDULES
 
-        return {name: _first_line(schedule) for name, schedule in SCHEDULES.items()}
+        known = {name: _first_line(schedule) for name, schedule in SCHEDULES.items()}
+        return {**known, "FILE.py:FUNCTION": "your own function"}
     from gradientless.run.layers import recipes
 
     return {name: text.partition("\n")[0].lstrip("# ") for name, text in recipes().items()}

@@ -89,6 +89,7 @@ def evaluate(
     given |= {"device": device, "data.skip_bad_rows": skip_bad_rows or None}
     code = None if trust_code else ()
     config = RunConfig.load(folder.config if folder.holds_run() else None, (), given, code)  # which was told of above
+    sums: dict[str, str] | None = {} if folder.holds_run() else None
     bad = BadRows(config.data.skip_bad_rows)
     if data is not None and is_file(data) and split is None and validation is None:
         splits = Splits([], [], *rows_of_file(config, data, None, bad))
@@ -98,7 +99,8 @@ def evaluate(
         shown = split
     for line in bad.told:
         say_on_stderr(line)
-    found = evaluate_folder(run, splits, split, batch_size=batch_size, device=config.device, say=say_on_stderr)
+    how = {"batch_size": batch_size, "device": config.device, "say": say_on_stderr, "code": code, "sums": sums}
+    found = evaluate_folder(run, splits, split, **how)  # type: ignore[arg-type]
     found["split"] = shown
     if as_json:
         say(json.dumps(found))
@@ -132,6 +134,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="A file to write; standard output by default.")] = None,
     batch_size: BatchSize = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    trust_code: TrustCode = False,
 ) -> None:
     """Label and probabilities of texts; or the choice or answer for rows of a table, by the columns of the run's task.
 
@@ -183,7 +186,7 @@ def predict(
         if sys.stdin.isatty():
             say_on_stderr("One text a line; end with Ctrl-D (Ctrl-Z and Enter on Windows).")
         asked = predictions.ask_lines(sys.stdin.buffer.read(), "standard input")
-    found = predictions.answer(run, asked, batch_size, device, say_on_stderr)
+    found = predictions.answer(run, asked, batch_size, device, say_on_stderr, None if trust_code else ())
     answer = "".join(predictions.render(form, asked, found))
     if out is None:
         # Whoever reads a pipe or a file wants the texts as they were.

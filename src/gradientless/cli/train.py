@@ -202,7 +202,9 @@ def _train(
             command = f"gradientless train --out {shlex.quote(str(folder.path))} --resume{folder.asks_for_trust}"
             say_on_stderr(f"stopped, with everything saved at {stopped.where}; continue with: {command}")
             raise typer.Exit(STOPPED) from None
-    except (UserError, OSError, MemoryError):
+    except typer.Exit:  # whose state is saved
+        raise
+    except Exception:
         if fresh:
             folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
         raise

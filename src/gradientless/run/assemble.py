@@ -21,6 +21,7 @@ from gradientless.language.surfaces import SURFACES, Surface, options_of
 from gradientless.language.surfaces.base import EncodedRows
 from gradientless.language.tasks import Example, Prompt, find_task
 from gradientless.run.config import (
+    OF_THE_RUN,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -30,6 +31,8 @@ from gradientless.run.config import (
     optimizer_class,
     optimizer_options,
     resolve_entries,
+    schedule_of,
+    surface_class,
 )
 from gradientless.run.evaluation import logits_of
 from gradientless.run.layers import shown
@@ -51,7 +54,8 @@ Rates = Callable[[int], list[float]]
 def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model: str | None = None) -> Surface:
     """The surface at its base: the pretrained body, and the head as the seed makes it. model: stands in for
     config.model, where the same model lies elsewhere."""
-    kind, model = SURFACES[config.surface.name], config.model if model is None else model
+    name = config.surface.name
+    kind, model = surface_class(name), config.model if model is None else model
     known = options_of(kind)
     if config.kind != "classification" and ("readout" not in known or config.surface.readout == "head"):
         have = ", ".join(name for name, other in sorted(SURFACES.items()) if "readout" in options_of(other))
@@ -75,33 +79,43 @@ def make_surface(config: RunConfig, labels: tuple[str, ...], device: str, model:
     if config.surface.cache and config.surface.unfrozen:
         strange.append(f"surface.cache: needs a frozen backbone, got surface.unfrozen = {config.surface.unfrozen}")
     for key, value in options.items():
-        if key not in known and value != SurfaceConfig.model_fields[key].default:
+        if key in SurfaceConfig.model_fields and key not in known and value != SurfaceConfig.model_fields[key].default:
             have = ", ".join(name for name, other in sorted(SURFACES.items()) if key in options_of(other))
             strange.append(
                 f"surface.{key}: surface '{config.surface.name}' has no such option, got {shown(value)}; "
                 f"those that have it: {have}"
             )
     for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in options:
+        if parameter.default is parameter.empty and key not in (*options, *OF_THE_RUN):
             strange.append(f"surface.{key}: must be given for surface '{config.surface.name}', got nothing")
     if strange:
         raise UserError("\n".join(strange))
     if config.model.startswith(backbone.STARTER) and options["head"] == "auto" and options.get("start") != "probe":
         options["head"] = "two-layer"  # as `create` has it for the starter's name, wherever the model lies
-    return kind.create(
-        model,
-        labels,
-        seed=config.seed,
-        device=device,
-        dtype=config.dtype,
-        max_length=config.data.max_length,
-        **{key: value for key, value in options.items() if key in known},
-    )
+    of_run = {"seed": config.seed, "device": device, "dtype": config.dtype, "max_length": config.data.max_length}
+    taken = {key: value for key, value in options.items() if key in known}
+    made = _made("surface", name, lambda: kind.create(model, labels, **of_run, **taken))
+    if is_own(name):
+        _require_surface(name, made)
+    return made  # type: ignore[no-any-return]
+
+
+def _require_surface(name: str, made: object) -> None:
+    """Raises UserError for what a class of the user's own made, unless a run can use it."""
+    if not isinstance(made, Surface):
+        raise UserError(f"surface: create of '{name}' must return a Surface, got {type(made).__name__}")
+    lacks = [key for key in ("model", "labels", "max_length", "dropout") if not hasattr(made, key)]
+    if lacks:
+        raise UserError(f"surface: '{name}' must have what a Surface has, got no {', '.join(lacks)}")
+    tensors = made.trainable()
+    if not tensors or not all(tensor.requires_grad for tensor in tensors.values()):
+        got = "none" if not tensors else "some that are frozen"
+        raise UserError(f"surface: '{name}' must have tensors to tune, which require a gradient, got {got}")
 
 
 def speaks(config: RunConfig, model: str) -> bool:
     """Whether the surface reads the model's output layer."""
-    if "readout" not in options_of(SURFACES[config.surface.name]):
+    if "readout" not in options_of(surface_class(config.surface.name)):
         return False
     return config.surface.readout == "tokens" or prompt_of(config, model) is not None
 
@@ -175,20 +189,20 @@ def make_optimizer(config: RunConfig, surface: Surface, rows: int | None = None)
             raise UserError(f"optimizer: '{name}' must take seed as an option, which decides its noise, got none")
         if "model" in inspect.signature(chosen).parameters:
             options["model"] = surface  # where an evaluator works inside it
-        return _made(name, lambda: chosen(groups, **options, seed=config.seed))
+        return _made("optimizer", name, lambda: chosen(groups, **options, seed=config.seed))
     if not issubclass(chosen, torch.optim.Optimizer):
         raise UserError(f"optimizer: '{name}' must be a ForwardOptimizer or a torch.optim.Optimizer, got {chosen!r}")
-    return _made(name, lambda: chosen(_plain(groups), **options))
+    return _made("optimizer", name, lambda: chosen(_plain(groups), **options))
 
 
-def _made(name: str, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """An optimizer; what the user's own raises while it is made is one line."""
+def _made(owner: str, name: str, make: Callable[[], Any]) -> Any:
+    """An optimizer or a surface; what the user's own raises while it is made is one line."""
     try:
         return make()
     except Exception as error:
-        if isinstance(error, UserError) or not is_own(name):
+        if isinstance(error, (UserError, MemoryError)) or not is_own(name):
             raise
-        raise UserError(f"optimizer: '{name}' must be made without an error, got {with_kind(error)}") from error
+        raise UserError(f"{owner}: '{name}' must be made without an error, got {with_kind(error)}") from error
 
 
 def _options(section: OptimizerConfig | TensorConfig, surface: Surface, epoch: int) -> dict[str, Any]:
@@ -231,7 +245,9 @@ def make_rates(config: RunConfig, optimizer: torch.optim.Optimizer, surface: Sur
         for i, key in enumerate(surface.trainable()):
             own = next((t.schedule for t in config.tensors if fnmatch.fnmatchcase(key, t.pattern)), None)
             schedules[i] = own or config.schedule
-    curves = [multiplier(s.name, steps, floor=s.floor, warmup=s.warmup, cycles=s.cycles) for s in schedules]
+    curves = [
+        multiplier(schedule_of(s.name), steps, floor=s.floor, warmup=s.warmup, cycles=s.cycles) for s in schedules
+    ]
     return lambda step: [rate * curve(step) for rate, curve in zip(start, curves, strict=True)]
 
 

@@ -359,8 +359,8 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
             raise
     metrics, cut = summary["metrics"], sum(summary["texts_cut"].values())
     if splits.test:
-        size = config.micro_batch_size
-        found = evaluate_folder(folder.path, splits, "test", batch_size=size, device=config.device, say=console.print)
+        how: dict[str, Any] = {"batch_size": config.micro_batch_size, "device": config.device, "say": console.print}
+        found = evaluate_folder(folder.path, splits, "test", **how, code=texts_in(config.resolved()))
         metrics = {key: found[key] for key in metrics if key in found}
         cut += found["texts_cut"]
     return {

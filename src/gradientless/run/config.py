@@ -6,15 +6,16 @@ mistakes of a configuration are reported at once, one line each: *owner: require
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -35,10 +36,15 @@ from gradientless.run.defaults import defaults
 from gradientless.run.layers import LENGTHS, keyboard_layer, read_recipe, shown, stack
 from gradientless.run.named import is_own, only, own, texts_in
 
+if TYPE_CHECKING:
+    from gradientless.language.surfaces import Surface
+    from gradientless.search.schedules import Schedule
+
 DEFAULT_TASK = "rotten-tomatoes"
 DEFAULT_STEPS = 20_000
 EPOCH = "epoch"
 NOT_RESULTS = ("out", "device", "micro_batch_size", "test")  # say where and how a run is computed and scored, not what
+OF_THE_RUN = ("seed", "device", "dtype", "max_length", "prompt")  # what a surface is made with, beside its options
 ENTRIES = re.compile(r"(\d+)\s*\*\s*width")
 
 
@@ -69,10 +75,6 @@ def _registered(kind: str) -> list[str]:
         from gradientless.language.tasks import TASKS
 
         return sorted(TASKS)
-    if kind == "surface":
-        from gradientless.language.surfaces import SURFACES
-
-        return sorted(SURFACES)
     if kind == "schedule":
         from gradientless.search.schedules import SCHEDULES
 
@@ -86,10 +88,45 @@ def _registered(kind: str) -> list[str]:
     return sorted([*OPTIMIZERS, *FIRST_ORDER])
 
 
-def _check_name(owner: str, kind: str):
-    def check(name: str | None) -> str | None:
-        if name is not None and name not in _registered(kind):
-            raise unknown(owner, kind, name, _registered(kind))
+def surface_class(name: str) -> type[Surface]:
+    """The surface's class: of the registry, or the user's own for "file.py:Class". Raises UserError."""
+    from gradientless.language.surfaces import SURFACES, Surface
+
+    if not is_own(name):
+        if name not in SURFACES:
+            raise unknown("surface.name", "surface", name, SURFACES)
+        return SURFACES[name]
+    found = own("surface", name)
+    if not issubclass(found, Surface):
+        raise UserError(f"surface: '{name}' must be a gradientless.language.surfaces.Surface, got {found!r}")
+    if lacks := sorted(found.__abstractmethods__):
+        raise UserError(f"surface: '{name}' must have the methods of a Surface, got none called {', '.join(lacks)}")
+    return found
+
+
+def surface_options(name: str) -> dict[str, Any]:
+    """Options of a surface with their defaults, without those that the run gives it. Raises UserError."""
+    from gradientless.language.surfaces import options_of
+
+    return {
+        key: None if parameter.default is parameter.empty else parameter.default
+        for key, parameter in options_of(surface_class(name)).items()
+        if key not in OF_THE_RUN
+    }
+
+
+def schedule_of(name: str) -> str | Schedule:
+    """The registered name, or the user's own function for "file.py:function". Raises UserError."""
+    if is_own(name):
+        return own("schedule", name, "function")  # type: ignore[no-any-return]
+    if name not in _registered("schedule"):
+        raise unknown("schedule.name", "schedule", name, _registered("schedule"))
+    return name
+
+
+def _checked_by(find: Callable[[str], object]) -> AfterValidator:
+    def check(name: str) -> str:
+        find(name)
         return name
 
     return AfterValidator(check)
@@ -265,13 +302,13 @@ class _Section(BaseModel):
 
 
 class _OpenSection(_Section):
-    """A section whose further keys are options of the optimizer."""
+    """A section whose further keys are options of the optimizer, or of a surface of the user's own."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The further keys: keyword arguments of the optimizer's constructor."""
+        """The further keys, by name."""
         return copy.deepcopy(self.model_extra or {})
 
 
@@ -305,8 +342,9 @@ class DataConfig(_Section):
         return self
 
 
-class SurfaceConfig(_Section):
-    name: Annotated[str, _check_name("surface.name", "surface")] = "head"
+class SurfaceConfig(_OpenSection):
+    name: Annotated[str, _checked_by(surface_class)] = "head"
+    """A registered surface, or "file.py:Class", whose options are further keys."""
     head: Literal["auto", "library", "two-layer", "linear"] = "auto"
     pooling: Literal["auto", "cls", "mean", "last"] = "auto"
     hidden: Count | None = None
@@ -373,7 +411,8 @@ class PromptConfig(_Section):
 
 
 class ScheduleConfig(_Section):
-    name: Annotated[str, _check_name("schedule.name", "schedule")] = "constant"
+    name: Annotated[str, _checked_by(schedule_of)] = "constant"
+    """A registered schedule, or "file.py:function"."""
     floor: Fraction = 0.0
     """The multiplier h at the end."""
     warmup: Natural = 0
@@ -646,7 +685,7 @@ def _read_stages(whole: Mapping[str, Any], lines: list[str]) -> list[Stage]:
             mine = [line for line in error_lines(error) if line not in above]
             lines += [_of_stage(owner, line) for line in mine]
             continue
-        default = f"{config.optimizer.name.rpartition(':')[2]}-{config.surface.name}"
+        default = "-".join(each.name.rpartition(":")[2] for each in (config.optimizer, config.surface))
         found.append(Stage(number, re.sub(r"\W+", "-", default) if name is None else str(name), config))
     return found
 
@@ -664,11 +703,10 @@ def _over(whole: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """A stage's values over those above the stages: another surface takes over the options that it has too."""
     below, surface = dict(whole), _plain(whole.get("surface"))
     name = _plain(own.get("surface")).get("name")
-    if name in _registered("surface") and name != surface.get("name", "head"):
-        from gradientless.language.surfaces import SURFACES, options_of
-
-        known = {"recompute", *(["cache"] if SURFACES[name].keeps_states else []), *options_of(SURFACES[name])}
-        below["surface"] = {key: value for key, value in surface.items() if key in known}
+    if isinstance(name, str) and name != surface.get("name", "head"):
+        with contextlib.suppress(UserError):  # which the stage's own check tells
+            known = {"recompute", *(["cache"] if surface_class(name).keeps_states else []), *surface_options(name)}
+            below["surface"] = {key: value for key, value in surface.items() if key in known}
     if "path" in _plain(own.get("data")):
         kept = ("max_length", "text_column", "split_seed")
         below["data"] = {key: value for key, value in _plain(whole.get("data")).items() if key in kept}
@@ -702,19 +740,39 @@ def _default_loss(values: Mapping[str, Any]) -> str:
 
 
 def _options_of_sections(values: Mapping[str, Any]) -> list[str]:
-    """One line for each mistake in the optimizer's name and options, and in those of tensors.
+    """One line for each mistake in the optimizer's name and options, in those of tensors, and in those of a surface.
 
     Read from the raw values, because pydantic stops at the first section that is wrong."""
+    of_surface = _surface_errors(_plain(values.get("surface")))
     section = _plain(values.get("optimizer"))
     name = section.pop("name", OptimizerConfig.model_fields["name"].default)
     try:
-        lines = _option_errors("optimizer", str(name), section)
+        lines = of_surface + _option_errors("optimizer", str(name), section)
         tensors = values.get("tensors", ())
         for i, tensor in enumerate(tensors if isinstance(tensors, (list, tuple)) else ()):
             options = {key: value for key, value in _plain(tensor).items() if key not in TensorConfig.model_fields}
             lines += _option_errors(f"tensors[{i}]", str(name), options)
     except UserError as error:
-        return str(error).split("\n")
+        return of_surface + str(error).split("\n")
+    return lines
+
+
+def _surface_errors(section: Mapping[str, Any]) -> list[str]:
+    """One line for each further key that is no option of the surface, or whose value is of another kind."""
+    name = str(section.get("name", SurfaceConfig.model_fields["name"].default))
+    further = {key: value for key, value in section.items() if key not in SurfaceConfig.model_fields}
+    if not further or not is_own(name):
+        return [_unknown_key(("surface", key)) for key in further]
+    try:
+        known = surface_options(name)
+    except UserError:  # which the name's own check tells
+        return []
+    lines = []
+    for key, value in further.items():
+        if key not in known:
+            lines.append(str(unknown("surface", f"option of {name}", key, known)))
+        elif (wanted := _kind_of(known[key])) and _kind_of(value) != wanted:
+            lines.append(f"surface.{key}: must be {wanted}, got {shown(value)}")
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,10 +20,13 @@ from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
+from gradientless.language.surfaces.saved import NOTE, class_of, note_class, note_rows
 from gradientless.language.tables import BadRows
 from gradientless.language.tasks import TASKS, Example, Splits, find_task
+from gradientless.run.config import surface_class
 from gradientless.run.losses import chosen
 from gradientless.run.memory import is_out_of_memory
+from gradientless.run.named import is_own, only, sums_of
 from gradientless.run.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -97,11 +100,34 @@ def model_folder(run_or_model: str | Path) -> Path:
     return folder.model
 
 
-def load_surface(run_or_model: str | Path, device: str = "auto") -> Surface:
-    """The surface saved in a run folder or model folder, in evaluation mode. Raises UserError."""
-    surface = load_saved(model_folder(run_or_model), device=pick_device(device))
+def load_surface(
+    run_or_model: str | Path,
+    device: str = "auto",
+    code: Iterable[str] | None = (),
+    sums: Mapping[str, str] | None = None,
+) -> Surface:
+    """The surface saved in a run folder or model folder, in evaluation mode. Raises UserError.
+
+    code: whose names of classes the folder may name and have run, None for any. sums: of their files, when the model
+    was saved; as the folder notes them, by default."""
+    folder = model_folder(run_or_model)
+    if sums is None:
+        named = class_of(folder)
+        sums = {named["name"]: named["sha256"]} if "sha256" in named else {}
+    with only(code, str(folder / NOTE), sums):
+        surface = load_saved(folder, pick_device(device), own=surface_class)
     surface.eval()
     return surface
+
+
+def save_model(surface: Surface, folder: Path, rows: Mapping[str, Any], name: str) -> None:
+    """Save the surface `name` into `folder`, with what is noted beside it: how rows were read, where that is known, and
+    which class of the user's own opens it, if one does."""
+    surface.save(folder)
+    if is_own(name):
+        note_class(folder, name, sums_of([name]).get(name), surface.labels)
+    if rows:
+        note_rows(folder, rows)
 
 
 def require_finite(owner: str, tensors: Mapping[str, Tensor]) -> None:
@@ -146,7 +172,7 @@ def saved_otherwise(surface: Surface, folder: Path, examples: Sequence[Example],
     for tensor in (*surface.parameters(), *surface.buffers()):
         tensor.data = tensor.new_empty(0)
     try:
-        opened = load_saved(folder, device)
+        opened = load_saved(folder, device, own=lambda _: type(surface))
         apart = _apart(said, _scores(opened, _encoded(opened, examples, kind), rows), dtype)
     except Exception as error:  # noqa: BLE001 (the run has ended and is saved, whatever fails here)
         return f"cannot be opened again: {one_line(error)}"
@@ -359,12 +385,14 @@ def evaluate_folder(
     batch_size: int | None = None,
     device: str = "auto",
     say: Say | None = None,
+    code: Iterable[str] | None = (),
+    sums: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """loss, metrics, rows and texts_cut of the saved model on one split of `splits`; of classes what `by_class` tells,
     too. Raises UserError.
 
     Rows are matched by the name of their label, so that data with another order of labels is scored rightly.
-    say: is told when texts are cut.
+    say: is told when texts are cut. code, sums: see `load_surface`.
     """
     if split not in SPLITS:
         raise UserError(f"split: must be one of {', '.join(SPLITS)}, got '{split}'")
@@ -374,7 +402,7 @@ def evaluate_folder(
     if not examples:
         have = ", ".join(f"{name} ({len(getattr(splits, name))} rows)" for name in SPLITS if getattr(splits, name))
         raise UserError(f"split: must be one with labelled rows, which are {have}, got '{split}'")
-    surface = load_surface(run_or_model, device)
+    surface = load_surface(run_or_model, device, code, sums)
     require_classes(surface)
     return {"split": split, **evaluate_rows(surface, examples, splits.labels, splits.kind, batch_size, say)}
 

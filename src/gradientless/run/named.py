@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradientless.errors import UserError, unknown
+from gradientless.errors import UserError, unknown, with_kind
 from gradientless.terminal import say_on_stderr
 
 TRUST = "--trust-code"
@@ -41,6 +42,7 @@ def own(owner: str, name: str, kind: str = "class") -> Any:
     module = _file(owner, place, key, kind) if place.endswith(".py") else _module(owner, place, key)
     if (source := file_of(place)) is not None:
         _ran[name] = _sha256(source)
+    _modules.add(module.__name__)
     wanted = inspect.isclass if kind == "class" else callable
     found = {name: value for name, value in vars(module).items() if wanted(value)}
     if key not in found:
@@ -131,6 +133,25 @@ def _sha256(file: Path) -> str:
 
 # --- running it ----------------------------------------------------------------------------------------------------
 
+_modules: set[str] = set()  # the names of those that hold the user's own code
+
+
+@contextlib.contextmanager
+def blamed() -> Iterator[None]:
+    """While open, an error that passed through code of the user's own is told as that code's, in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, MemoryError)):
+            raise
+        frames = traceback.walk_tb(error.__traceback__)
+        own = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") in _modules]
+        if not own:
+            raise
+        frame, line = own[-1]
+        place = f"{frame.f_code.co_name}, line {line} of {frame.f_code.co_filename}"
+        raise UserError(f"code: must not raise, got {with_kind(error)} in {place}") from error
+
 
 def _file(owner: str, place: str, key: str, kind: str) -> ModuleType:
     path = Path(place)
@@ -143,14 +164,14 @@ def _file(owner: str, place: str, key: str, kind: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and typing look the module up by its name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{owner}: {place} could not be run ({type(error).__name__}: {error})") from error
+    except (Exception, SystemExit) as error:  # a program that is no module ends the process itself
+        raise UserError(f"{owner}: {place} could not be run ({with_kind(error)})") from error
     return module
 
 
 def _module(owner: str, place: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{owner}: must name a module that can be imported, got '{place}:{key}' ({reason})") from error
+    except (Exception, SystemExit) as error:
+        told = f"'{place}:{key}' ({with_kind(error)})"
+        raise UserError(f"{owner}: must name a module that can be imported, got {told}") from error

@@ -106,8 +106,11 @@ def code_of(config: RunConfig) -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # so it decides nothing
             continue
-    own = (config.optimizer.name, config.loss, config.reward)
-    for name in [each for each in own if each is not None and is_own(each)]:
+    schedules = (config.schedule, *(tensor.schedule for tensor in config.tensors))
+    own = (config.optimizer.name, config.surface.name, config.loss, config.reward)
+    for name in (*own, *(schedule.name for schedule in schedules if schedule is not None)):
+        if name is None or not is_own(name):
+            continue
         file = file_of(name.rpartition(":")[0])
         if file is not None:
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:SHORT]

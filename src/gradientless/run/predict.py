@@ -46,10 +46,12 @@ def answer(
     batch_size: int | None = None,
     device: str = "auto",
     say: Say | None = None,
+    code: Iterable[str] | None = (),
 ) -> list[Answer]:
     """What the model says of each of `asked`, in their order; of those without a row nothing, in the same columns.
 
-    say: is told how many had none, and when texts are cut. Raises UserError where no row is one.
+    say: is told how many had none, and when texts are cut. code: see `load_surface`, as of all functions here. Raises
+    UserError where no row is one.
     """
     rows = [each.row for each in asked if each.row is not None]
     faults = [each.fault for each in asked if each.row is None]
@@ -58,12 +60,12 @@ def answer(
     if faults and say is not None:
         say(f"no answer   for {len(faults):,} of {len(asked):,} rows, such as {faults[0]}")
     if answers_rows(run_or_model):
-        said, chosen_with = predict_rows(run_or_model, rows, batch_size, device, say)
+        said, chosen_with = predict_rows(run_or_model, rows, batch_size, device, say, code)
         found: list[dict[str, Any]] = [{"answer": text} for text in said]
         if chosen_with is not None:
             found = [{**each, "probability": _rounded(p)} for each, p in zip(found, chosen_with, strict=True)]
     else:
-        names, labels, shares = predict_labels(run_or_model, rows, batch_size, device, say)
+        names, labels, shares = predict_labels(run_or_model, rows, batch_size, device, say, code)
         found = [
             {
                 "label": label,
@@ -87,6 +89,7 @@ def predict_labels(
     batch_size: int | None = None,
     device: str = "auto",
     say: Say | None = None,
+    code: Iterable[str] | None = (),
 ) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     """The model's classes, and of each row its label and the probabilities of all classes, float32 [N, C].
 
@@ -99,7 +102,7 @@ def predict_labels(
 
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
-    surface = load_surface(run_or_model, device)
+    surface = load_surface(run_or_model, device, code)
     require_classes(surface)
     if not rows:
         return surface.labels, [], np.zeros((0, len(surface.labels)), dtype=np.float32)
@@ -117,6 +120,7 @@ def predict_texts(
     batch_size: int | None = None,
     device: str = "auto",
     say: Say | None = None,
+    code: Iterable[str] | None = (),
 ) -> tuple[list[str], np.ndarray]:
     """(label names [N], probabilities float32 [N, C]) of `texts`, and of their second texts `pairs`, in their order.
 
@@ -128,7 +132,7 @@ def predict_texts(
     if faults := [each.fault for each in asked if each.fault]:
         raise UserError(f"texts: must not be empty, got {faults[0]}")
     rows = [each.row for each in asked if each.row is not None]
-    return predict_labels(run_or_model, rows, batch_size, device, say)[1:]
+    return predict_labels(run_or_model, rows, batch_size, device, say, code)[1:]
 
 
 def answers_rows(run_or_model: str | Path) -> bool:
@@ -145,6 +149,7 @@ def predict_rows(
     batch_size: int | None = None,
     device: str = "auto",
     say: Say | None = None,
+    code: Iterable[str] | None = (),
 ) -> tuple[list[str], np.ndarray | None]:
     """What the saved model chooses or writes for each of `rows` [N]; and the probability of the choice, float32 [N], of
     all that the row has (None where texts are written). say: is told when texts are cut. Raises UserError."""
@@ -155,7 +160,7 @@ def predict_rows(
 
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be >= 1, got {batch_size}")
-    surface = load_surface(run_or_model, device)
+    surface = load_surface(run_or_model, device, code)
     require_classes(surface)
     if not rows[0].choices:
         asked = surface.encode_questions(rows)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError, unknown
-from gradientless.run.config import RunConfig, optimizer_options
+from gradientless.run.config import RunConfig, optimizer_options, surface_class, surface_options
 
 if TYPE_CHECKING:
     from gradientless.terminal import Console
@@ -124,7 +124,11 @@ def cases(
     from gradientless.run.named import is_own
     from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 
-    lines = [str(unknown("--surface", "surface", name, SURFACES)) for name in surfaces if name not in SURFACES]
+    lines = [
+        str(unknown("--surface", "surface", name, SURFACES))
+        for name in surfaces
+        if name not in SURFACES and not is_own(name)
+    ]
     known = [*OPTIMIZERS, *FIRST_ORDER]
     lines += [
         str(unknown("--optimizer", "optimizer", name, known))
@@ -175,10 +179,8 @@ def _fits(setting: str, surface: str, optimizer: str | None) -> bool:
 
 
 def _options(section: str, surface: str, optimizer: str | None) -> set[str]:
-    from gradientless.language.surfaces import SURFACES, options_of
-
     if section == "surface":
-        return {*options_of(SURFACES[surface]), "recompute", *(["cache"] if SURFACES[surface].keeps_states else [])}
+        return {*surface_options(surface), "recompute", *(["cache"] if surface_class(surface).keeps_states else [])}
     return set() if optimizer is None else set(optimizer_options(optimizer)[0])
 
 

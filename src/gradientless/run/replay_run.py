@@ -17,10 +17,10 @@ from gradientless.language import backbone
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces.adapter import BASE
 from gradientless.language.surfaces.lst import SIDE_FILE
-from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, note_rows, read_note, rows_of
+from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, class_of, read_note, rows_of
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.config import RunConfig, optimizer_options
-from gradientless.run.evaluation import load_splits, load_surface, model_folder, require_finite
+from gradientless.run.evaluation import load_splits, load_surface, model_folder, require_finite, save_model
 from gradientless.run.origin import HEADER, Origin, code_of, data_of, differing
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
@@ -66,9 +66,9 @@ def replay_run(
         require_no_links(folder.path)
 
     def save_into(place: Path, surface: Surface) -> None:
-        surface.save(place)
-        if (folder.model / NOTE).exists() and (noted := rows_of(folder.model)):
-            note_rows(place, noted)
+        last = config.staged[-1].config if config.stages else config
+        noted = rows_of(folder.model) if (folder.model / NOTE).exists() else {}
+        save_model(surface, place, noted, last.surface.name)
 
     def save(surface: Surface) -> str:
         if out is not None:
@@ -227,24 +227,26 @@ def export_run(run: str | Path, out: str | Path, dtype: str | None = None, trust
     dtype: to cast the weights to. trust_code: as of `replay_run`. Raises UserError.
     """
     require_new(out)
+    code = None if trust_code else ()
     place, folder = Path(out), RunFolder(Path(run))
     with tempfile.TemporaryDirectory() as work:
         source: str | Path = run
         if folder.holds_run() and not folder.model.is_dir() and folder.trajectory.exists():
             replay_run(run, None, work, trust_code=trust_code)
             source = work
-        surface, noted = load_surface(source, "cpu"), rows_of(model_folder(source))
+        kept = model_folder(source)
+        surface, noted, own = load_surface(source, "cpu", code), rows_of(kept), class_of(kept).get("name", "")
     if dtype is not None:
         surface.to(backbone.dtype_of(dtype))
         require_finite("export", dict(surface.named_parameters()))
-    surface.save(place)
-    if noted:
-        note_rows(place, noted)
+    save_model(surface, place, noted, own)
     return {"model": str(place), "opens with": _opens_with(place)}
 
 
 def _opens_with(place: Path) -> str:
     """How to open what a surface saved in `place`, without this package where that is possible."""
+    if own := class_of(place):
+        return f"the load of {own['name']}"
     if (place / SIDE_FILE).exists():
         return f"gradientless.language.surfaces.load({str(place)!r})"
     base = place / BASE if (place / BASE).is_dir() else place

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradientless.errors import UserError
-from gradientless.language.surfaces.saved import rows_of
+from gradientless.language.surfaces.saved import class_of, rows_of
+from gradientless.run.named import TRUST
 from gradientless.run.runfolder import RunFolder
 from gradientless.schema import read_sealed
 from gradientless.writing import write_atomically
@@ -155,8 +156,9 @@ def next_commands(folder: RunFolder) -> dict[str, str]:
     run = shlex.quote(str(folder.path))
     events = folder.stages if folder.stages.is_dir() else folder.tensorboard
     logged = any(each.trajectory.exists() for each in (folder, *folder.stage_folders()))
+    opened = f" {TRUST}" if folder.model.is_dir() and class_of(folder.model) else ""
     return {
-        "predict": f"gradientless predict {run} {_asks(folder)}",
+        "predict": f"gradientless predict {run} {_asks(folder)}{opened}",
         "view": f"tensorboard --logdir {shlex.quote(str(events))}",
         **({"replay": f"gradientless replay {run}{folder.asks_for_trust}"} if logged else {}),
     }

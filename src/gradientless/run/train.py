@@ -27,7 +27,6 @@ from gradientless.errors import NotFinite, UserError, one_line, with_kind
 from gradientless.language import backbone
 from gradientless.language.data import EncodedTexts, class_balance
 from gradientless.language.metrics import METRICS, accuracy_name, alike, by_class, f1_name, highest
-from gradientless.language.surfaces.saved import note_rows
 from gradientless.language.tables import BadRows
 from gradientless.run.assemble import (
     PASSES_OF_FIRST_ORDER,
@@ -48,6 +47,7 @@ from gradientless.run.evaluation import (
     reads,
     reads_padding,
     require_finite,
+    save_model,
     saved_otherwise,
     score,
     score_texts,
@@ -56,7 +56,7 @@ from gradientless.run.evaluation import (
 )
 from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
-from gradientless.run.named import texts_in
+from gradientless.run.named import blamed, texts_in
 from gradientless.run.objective import Objective
 from gradientless.run.origin import HEADER, ORIGIN, UNKNOWN, Origin, code_of, data_of, tokens_of
 from gradientless.run.runfolder import BEST, BY_CLASS, OF_STAGE, RunFolder, Saved
@@ -319,7 +319,7 @@ class Run:
         if done.best_step > 0:
             self.set_best()
             with replacing(self.folder.model) as place:
-                self.surface.save(place)
+                save_model(self.surface, place, self.reads, self.config.surface.name)
             kept = f"the last good weights, of the evaluation at step {done.best_step:,}, are in {self.folder.model}"
         elif finite and self.forward is not None and done.step:
             command = f"gradientless export {self.folder.path} --out DIR{self.folder.asks_for_trust}"
@@ -623,7 +623,7 @@ def train(
     """
     console = console or Console(stderr=True)
     one = _train_stages if config.stages else _train
-    with folder.held():
+    with folder.held(), blamed():
         return one(config, folder, resume, console, other_code, notes=notes)
 
 
@@ -752,8 +752,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
     last = run.last if run.last is not None else run.evaluate()
     found = run.set_best()
     with replacing(run.folder.model) as place:
-        run.surface.save(place)
-        note_rows(place, run.reads)
+        save_model(run.surface, place, run.reads, run.config.surface.name)
     tested: dict[str, Any] = {}
     if run.test and not run.surface.says_tokens:
         run.surface.eval()

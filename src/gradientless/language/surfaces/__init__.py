@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradientless.errors import one_of
+from gradientless.errors import UserError, one_of
 from gradientless.language.surfaces.base import Surface
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.head import HeadSurface
@@ -16,7 +17,7 @@ from gradientless.language.surfaces.lora import Ia3Surface, LoraSurface
 from gradientless.language.surfaces.lst import KLstSurface, LstSurface
 from gradientless.language.surfaces.part import BiasSurface, LayersSurface
 from gradientless.language.surfaces.prefix import PrefixSurface, PromptSurface
-from gradientless.language.surfaces.saved import NOTE, read_note
+from gradientless.language.surfaces.saved import NOTE, class_of, read_note
 from gradientless.language.surfaces.side_lora import SideLoraSurface
 
 SURFACES: dict[str, type[Surface]] = {
@@ -42,8 +43,20 @@ def options_of(surface: type[Surface]) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in own.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def load(folder: Path, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> Surface:
-    """What the `save` of any surface wrote; by default in the dtype it was saved in. Raises `UserError`."""
+def load(
+    folder: Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    own: Callable[[str], type[Surface]] | None = None,
+) -> Surface:
+    """What the `save` of any surface wrote; by default in the dtype it was saved in. Raises `UserError`.
+
+    own: finds the class of the user's own that a folder names, "file.py:Class"."""
+    if named := class_of(folder):
+        if own is None:
+            told = f"must be opened by the class that saved it, '{named['name']}', got none; use the load of the class"
+            raise UserError(f"{Path(folder) / NOTE}: {told}")
+        return own(named["name"]).load(folder, device, dtype)
     name: Any = read_note(folder).get("surface")
     one_of(f"{Path(folder) / NOTE}", "surface", name, SURFACES)
     return SURFACES[name].load(folder, device, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ NOTE = "gradientless.json"
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"  # as peft calls it
 FORMAT = 1
+OWN = "own"  # the readout of a model that a class of the user's own saved without a note
+CLASS = "class"  # the key of the class of the user's own that opens the model
 
 _READ = {"labels": [str], "max_length": POSITIVE, "dropout": float, "dtype": str}  # of a model that reads texts
 PROMPT = {"text": str, "words": Maybe({str: str}), "score": Maybe(str), "answer": Maybe(str)}
@@ -29,6 +31,7 @@ _SHAPES: dict[str, Schema] = {
     "tokens": _READ,
     "classifier": _READ,
     "adapter": {"labels": [str], "options": dict},
+    OWN: {"labels": [str]},
 }
 
 
@@ -49,6 +52,21 @@ def note_rows(folder: Path, rows: Mapping[str, Any]) -> None:
     note = read_note(folder)
     del note["format"]
     write_note(folder, {**note, ROWS: {key: value for key, value in rows.items() if value is not None}})
+
+
+def note_class(folder: Path, name: str, sha256: str | None, labels: Sequence[str]) -> None:
+    """Add to the note in `folder`, which is made where there is none, the class of the user's own that saved the model,
+    and the checksum of its file."""
+    note = {"surface": OWN, "readout": OWN, "labels": list(labels)}
+    if (folder / NOTE).exists():
+        note = read_note(folder)
+        del note["format"]
+    write_note(folder, {**note, CLASS: {"name": name, **({} if sha256 is None else {"sha256": sha256})}})
+
+
+def class_of(folder: Path) -> dict[str, str]:
+    """What `note_class` noted: "name", and perhaps "sha256"; empty where nothing was."""
+    return dict(read_note(folder).get(CLASS, {}))
 
 
 def rows_of(folder: Path) -> dict[str, Any]:
@@ -75,7 +93,7 @@ def read_note(folder: Path, surface: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: must be of a model of surface '{surface}', got {brief(note.get('surface'))}")
     readout = note.get("readout", "head")
     one_of(f"{path}", "readout", readout, _SHAPES)
-    fits(f"{path}", note, _SHAPES[readout])
+    fits(f"{path}", note, {**_SHAPES[readout], CLASS: Maybe({"name": str, "sha256": Maybe(str)})})
     return note
 
 
