@@ -130,9 +130,11 @@ class TestSurface:
         (here / "run" / "summary.json").unlink()
         assert gradientless(*resumed) == 0
         (here / "run" / "summary.json").unlink()
-        (here / "falling.py").write_text("def falling(progress, floor, cycles):\n    return 1.0\n", "utf-8")
-        assert gradientless(*resumed) == 2
-        assert "falling.py:falling" in capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+        for name, key in (("falling.py", "falling"), ("norms.py", "Norms")):
+            (here / name).write_text(FILES[name] + "\n# changed\n", "utf-8")
+            assert gradientless(*resumed) == 2
+            assert f"{name}:{key}" in capsys.readouterr().err.rstrip("\n").split("\n")[-1]
+            (here / name).write_text(FILES[name], "utf-8")
 
     def test_in_python_its_own_load_opens_it(self, here):
         with pytest.raises(UserError, match=r"must be opened by the class that saved it, 'norms\.py:Norms', got none"):

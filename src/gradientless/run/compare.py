@@ -26,7 +26,7 @@ from gradientless.run.named import is_own, texts_in
 from gradientless.run.report import Column, markdown_table, percent, table_cells
 from gradientless.run.runfolder import OF_RESULT, RunFolder
 from gradientless.run.sealed import write_json, write_sealed
-from gradientless.run.train import train
+from gradientless.run.train import Stopped, train
 from gradientless.run.untuned import WAYS
 from gradientless.schema import COUNT, Maybe, fits, read_sealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
@@ -353,7 +353,9 @@ def _tuned(method: Method, config: RunConfig, splits: Splits, out: Path, console
         try:
             summary = train(config, folder, resume=not fresh, console=console)
             fits(f"run: {folder.summary.name} in '{folder.path}'", summary, OF_RESULT)
-        except UserError:
+        except Stopped:
+            raise
+        except Exception:
             if fresh:
                 folder.withdraw()
             raise

@@ -56,7 +56,7 @@ from gradientless.run.evaluation import (
 )
 from gradientless.run.losses import chosen, loss_of, rewarded, weights_of
 from gradientless.run.memory import PeakMemory, batch_that_fits, give_back, is_out_of_memory, loaded
-from gradientless.run.named import blamed, texts_in
+from gradientless.run.named import texts_in
 from gradientless.run.objective import Objective
 from gradientless.run.origin import HEADER, ORIGIN, UNKNOWN, Origin, code_of, data_of, tokens_of
 from gradientless.run.runfolder import BEST, BY_CLASS, OF_STAGE, RunFolder, Saved
@@ -623,7 +623,7 @@ def train(
     """
     console = console or Console(stderr=True)
     one = _train_stages if config.stages else _train
-    with folder.held(), blamed():
+    with folder.held():
         return one(config, folder, resume, console, other_code, notes=notes)
 
 
