@@ -25,7 +25,7 @@ from gradientless.language.prompting import with_demonstrations
 from gradientless.language.splits import few_shot
 from gradientless.language.tasks import Example, Prompt
 from gradientless.run import untuned
-from gradientless.run.compare import Comparison, Method, compare, configurations, read_methods
+from gradientless.run.compare import SPEAKER, Comparison, Method, compare, configurations, read_methods, usual
 from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import load_splits
 from pages import ROOT, blocks
@@ -538,3 +538,49 @@ class TestCommand:
         assert self.run(*arguments) == 2
         told = capsys.readouterr()
         assert told.err.startswith(line) and told.err.count("\n") == 1 and told.out == ""
+
+
+class TestUnasked:
+    """What a comparison takes that names no model or no methods."""
+
+    WORDS = "zero-shot, calibrated, icl"
+
+    def test_without_a_model_it_is_one_that_says_words(self, monkeypatch):
+        monkeypatch.setattr("gradientless.language.starter.ensure", lambda *_: pytest.fail("nothing is fetched yet"))
+        names, flags, notes = usual(None, None, [], {"task": "sst2", "model": None})
+        assert names == list(untuned.WAYS) and flags["model"] == SPEAKER
+        assert notes == [f"model       {SPEAKER}, taken unasked: {self.WORDS} ask it for words"]
+        assert usual(["icl"], None, [], {"task": "sst2"})[1]["model"] == SPEAKER
+        assert usual(["linear-probe", "a=mezo"], None, [], {"task": "sst2"})[1:] == ({"task": "sst2"}, [])
+
+    @pytest.mark.parametrize("given", ["setting", "flag"])
+    def test_an_encoder_that_says_none_is_probed(self, given, tiny_model):
+        settings, flags = ([f"model={tiny_model}"], {}) if given == "setting" else ([], {"model": tiny_model})
+        names, _, notes = usual(None, None, settings, {"task": "sst2", **flags})
+        assert names == ["linear-probe"]
+        told = f"'{tiny_model}' has no output layer that says words"
+        assert notes == [f"methods     linear-probe, taken unasked; not {self.WORDS}: {told}"]
+
+    def test_a_table_without_a_prompt_is_probed(self, folder):
+        flags = {"data.path": str(folder / "films.csv"), "model": str(folder / "gpt2")}
+        names, _, (note,) = usual(None, None, [], flags)
+        assert names == ["linear-probe"] and note.endswith("there is no prompt for a causal model")
+        text = ["prompt.text='{text} is'", "prompt.words.dull=bad", "prompt.words.bright=good"]
+        assert usual(None, None, text, flags)[::2] == (list(untuned.WAYS), [])
+
+    @pytest.mark.parametrize(
+        ("task", "names"), [("copa", ["zero-shot", "calibrated", "icl"]), ("squad", ["zero-shot", "icl"])]
+    )
+    def test_rows_without_classes(self, task, names, folder):
+        assert usual(None, None, [], {"task": task, "model": str(folder / "gpt2")})[0] == names
+
+    def test_what_is_asked_for_stays(self, tiny_model):
+        assert usual(["zero-shot"], None, [], {"task": "sst2", "model": tiny_model})[::2] == (["zero-shot"], [])
+
+    def test_the_command_runs_and_says_so(self, tiny_model, folder, tmp_path, capsys):
+        files = ["--task", str(folder / "task.toml"), "--model", tiny_model, "data.max_length=16"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["compare", *files, "--out", str(tmp_path / "out")])
+        assert not ended.value.code
+        told = capsys.readouterr()
+        assert told.err.startswith("methods     linear-probe, taken unasked") and "linear-probe" in told.out

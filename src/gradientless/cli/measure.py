@@ -39,12 +39,14 @@ def compare(
         ),
     ] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="zero-shot, calibrated, icl, linear-probe, any optimizer; NAME=METHOD for a row of another name.",
+            help="zero-shot, calibrated, icl, linear-probe, any optimizer; NAME=METHOD for a row of another name. By "
+            "default the first four, as far as the model can do them.",
             rich_help_panel=METHOD,
+            show_default=False,
         ),
-    ] = "zero-shot,calibrated,icl,linear-probe",
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between them.", rich_help_panel=METHOD)] = "42",
     forward_passes: Annotated[
         int | None, typer.Option(help="The budget of every method that tunes.", rich_help_panel=METHOD)
@@ -56,7 +58,11 @@ def compare(
     label_column: LabelColumn = None,
     validation: Validation = None,
     model: Annotated[
-        str | None, typer.Option(help="starter:smollm2, a hub id or a folder.", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(
+            help="starter:smollm2, a hub id or a folder; without it starter:smollm2 where a method asks for words.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     device: Device = None,
     out: Annotated[
@@ -71,14 +77,14 @@ def compare(
     """Ways to use a model and to tune it, over several seeds, in one table.
 
     \b
-    gradientless compare --task sst2 --model starter:smollm2
+    gradientless compare --task sst2
     gradientless compare --task sst2 --model starter:smollm2 --methods zero-shot,icl,mezo,adamw \\
         --seeds 13,21,42 --forward-passes 3000 data.few_shot=16 icl:k=4 mezo:optimizer.lr=1e-6
     gradientless compare --task sst2 --model starter:minilm --methods linear-probe,head=adamw \\
         --forward-passes 3000 head:surface.name=head --out runs/probe
     """
     from gradientless.run.compare import compare as compare_all
-    from gradientless.run.compare import configurations, read_methods
+    from gradientless.run.compare import configurations, read_methods, usual
     from gradientless.run.runfolder import free_name
     from gradientless.run.train import Stopped
     from gradientless.terminal import Console
@@ -90,8 +96,10 @@ def compare(
         "device": device,
     }
     recipe, settings = split_arguments(arguments or [])
-    chosen, shared = read_methods([name.strip() for name in methods.split(",") if name.strip()], settings)
-    configs = configurations(chosen, _seeds(seeds), recipe, shared, flags, None if trust_code else ())
+    code, of_all = None if trust_code else (), [each for each in settings if ":" not in each.partition("=")[0]]
+    names, flags, notes = usual(None if methods is None else _commas(methods), recipe, of_all, flags, code)
+    chosen, shared = read_methods(names, settings)
+    configs = configurations(chosen, _seeds(seeds), recipe, shared, flags, code)
     first = configs[chosen[0].label][0]
     stem = Path(first.task or first.data.path or "data").stem
     place = free_name(Path("runs") / f"compare-{stem}") if out is None else Path(out)
@@ -99,6 +107,8 @@ def compare(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: must be a folder that can be written, got '{place}' ({error.strerror})") from None
+    for note in notes:
+        say_on_stderr(note)
     try:
         found = compare_all(chosen, configs, place)
     except Stopped as stopped:

@@ -27,13 +27,14 @@ from gradientless.run.report import Column, markdown_table, percent, table_cells
 from gradientless.run.runfolder import OF_RESULT, RunFolder
 from gradientless.run.sealed import write_json, write_sealed
 from gradientless.run.train import Stopped, train
-from gradientless.run.untuned import WAYS
+from gradientless.run.untuned import SPEAKING, WAYS, mute
 from gradientless.schema import COUNT, Maybe, fits, read_sealed
 from gradientless.search.optim import FIRST_ORDER, OPTIMIZERS
 from gradientless.terminal import Console
 from gradientless.writing import write_atomically
 
 SURFACE = "full"  # what tuned methods tune where nobody says: all of the model, prompted where it has a prompt
+SPEAKER = "starter:smollm2"  # the model of methods that ask one for words, where nobody names another
 SHARED = ("task", "data", "seed", "out")  # the same for every method, but for data.max_length
 OF_TUNING = ("optimizer", "tensors", "schedule", "loss")
 
@@ -167,6 +168,33 @@ def read_methods(names: Sequence[str], arguments: Sequence[str]) -> tuple[list[M
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
     return methods, shared
+
+
+def usual(
+    names: Sequence[str] | None,
+    recipe: str | None,
+    settings: Sequence[str],
+    flags: Mapping[str, Any],
+    code: Iterable[str] | None = (),
+) -> tuple[list[str], dict[str, Any], list[str]]:
+    """The methods and the flags of a comparison, and lines about what it takes unasked: without a model, one that says
+    words where a method asks it for some; without methods, those that the model can do on these rows.
+
+    names: None where nobody said. settings: "key=value" for all. Raises UserError."""
+    notes, own = [], dict(flags)
+    asked = list(WAYS) if names is None else list(names)
+    speak = [name for name in asked if name.rpartition("=")[2] in SPEAKING]
+    named = recipe is not None or own.get("model") is not None or any(_is_of(each, ("model",)) for each in settings)
+    if speak and not named:
+        own["model"] = SPEAKER
+        notes.append(f"model       {SPEAKER}, taken unasked: {', '.join(speak)} ask it for words")
+    if names is None:
+        config = RunConfig.load(recipe, [each for each in settings if not _is_of(each, OF_TUNING)], own, code)
+        asked = [name for name in asked if config.kind in WAYS[name].kinds]
+        if config.kind == "classification" and (told := mute(config)):
+            asked = [name for name in asked if name not in SPEAKING]
+            notes = [f"methods     {', '.join(asked)}, taken unasked; not {', '.join(speak)}: {told}"]
+    return asked, own, notes
 
 
 def _way(label: str, name: str, settings: Sequence[str], lines: list[str]) -> Method:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from gradientless.errors import UserError
-from gradientless.language import seen
+from gradientless.language import backbone, seen
 from gradientless.language.prompting import PromptEncoder, with_demonstrations
 from gradientless.language.splits import few_shot, held_out
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces.full import FullSurface, PromptReading
-from gradientless.language.tasks import Example, Prompt, Splits
+from gradientless.language.tasks import Example, Prompt, Splits, find_task
 from gradientless.run.assemble import make_surface
 from gradientless.run.config import RunConfig, SurfaceConfig
 from gradientless.run.evaluation import Cut, TextRows, logits_of, pick_device, score, score_texts
@@ -53,13 +53,14 @@ class Found:
 class Way:
     """A way to use a model. options: its own, with their defaults. keys: what else of a configuration it reads.
 
-    seeded: whether the seed changes more than the rows.
+    seeded: whether the seed changes more than the rows. kinds: of tasks that it can do.
     """
 
     use: Callable[[RunConfig, Splits, Options], Found]
     keys: tuple[str, ...]
     options: Options
     seeded: bool = False
+    kinds: tuple[str, ...] = ("classification", "choice", "generation")
 
 
 def zero_shot(config: RunConfig, splits: Splits, options: Options) -> Found:
@@ -135,10 +136,28 @@ def linear_probe(config: RunConfig, splits: Splits, options: Options) -> Found:
 PROMPTED = ("prompt", "surface.truncation", "surface.max_new_tokens", "data.max_length")
 WAYS: dict[str, Way] = {
     "zero-shot": Way(zero_shot, PROMPTED, {}),
-    "calibrated": Way(calibrated, PROMPTED, {"input": "N/A"}),
+    "calibrated": Way(calibrated, PROMPTED, {"input": "N/A"}, kinds=("classification", "choice")),
     "icl": Way(icl, PROMPTED, {"k": 2}, seeded=True),
-    "linear-probe": Way(linear_probe, ("surface.pooling", "data.max_length"), {}),
+    "linear-probe": Way(linear_probe, ("surface.pooling", "data.max_length"), {}, kinds=("classification",)),
 }
+SPEAKING = tuple(name for name, way in WAYS.items() if way.keys is PROMPTED)  # those that ask the model for words
+HEADS_OF_WORDS = ("ForMaskedLM", "ForPreTraining")  # how encoders with an output layer end in `architectures`
+
+
+def mute(config: RunConfig) -> str | None:
+    """Why the model of a configuration cannot be asked for words about its rows; None where it can."""
+    family, own = backbone.family_of(config.model), config.prompt
+    prompts = {} if config.task is None else find_task(config.task).prompts
+    if own.text is None and family not in prompts:
+        return f"there is no prompt for a {family} model"
+    if config.kind == "classification" and not own.words and family not in prompts:
+        return "there are no words for the labels"
+    if family != "masked":
+        return None
+    heads = tuple(getattr(backbone.load_config(config.model), "architectures", None) or ())
+    if any(head.endswith(HEADS_OF_WORDS) for head in heads):
+        return None
+    return f"'{config.model}' has no output layer that says words"
 
 
 def prompted(config: RunConfig, labels: tuple[str, ...]) -> FullSurface:
