@@ -94,7 +94,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 def outcome(run: Path) -> dict[str, str]:
     """What two equal runs have alike: sha256 of weights, log of losses and metrics; what was said before and after."""
     files = [
-        *run.glob("model/*.safetensors"),
+        *run.glob("model/**/*.safetensors"),
         *run.glob("checkpoint-*/*.safetensors"),
         *run.glob("best-*/*.safetensors"),
     ]

@@ -301,7 +301,8 @@ def plain_head(subject: Subject, surface: Any, examples: Sequence[Example] = MIX
         if head.kind == "library":
             model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
             return torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
-        body, tensors = transformers.AutoModel.from_pretrained(folder).eval(), load_file(f"{folder}/head.safetensors")
+        body = transformers.AutoModel.from_pretrained(f"{folder}/body").eval()
+        tensors = load_file(f"{folder}/head.safetensors")
     found = []
     for row in rows:
         more = {}

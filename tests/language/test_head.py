@@ -113,7 +113,7 @@ def test_the_three_documented_lines_open_a_two_layer_model(models, kind, tmp_pat
     stir(surface)
     surface.save(tmp_path)
     if kind == "distilbert":  # its own tokenizers make no segment ids; our tiny one does
-        path = tmp_path / "tokenizer_config.json"
+        path = tmp_path / "body" / "tokenizer_config.json"
         settings = json.loads(path.read_text())
         path.write_text(json.dumps(settings | {"model_input_names": ["input_ids", "attention_mask"]}))
     scope = {"folder": str(tmp_path), "texts": [row.text for row in EXAMPLES]}
@@ -257,8 +257,8 @@ def test_damaged_saved_models_are_told_in_one_line(models, tmp_path):
     with pytest.raises(UserError, match="missing or damaged file"):
         HeadSurface.load(tmp_path)
     (tmp_path / "head.safetensors").write_bytes(head)
-    body = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(body[:500])
+    body = (tmp_path / "body" / "model.safetensors").read_bytes()
+    (tmp_path / "body" / "model.safetensors").write_bytes(body[:500])
     with pytest.raises(UserError, match="could not be loaded") as caught:
         HeadSurface.load(tmp_path)
     assert "\n" not in str(caught.value)
@@ -272,9 +272,9 @@ def test_a_checkpoint_without_some_body_weights_is_refused(models, tmp_path):
 
     surface = create(models, "bert", head="two-layer")
     surface.save(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "body" / "model.safetensors")
     del tensors["encoder.layer.0.output.dense.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, tmp_path / "body" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"must hold all weights.*encoder\.layer\.0\.output\.dense\.weight"):
         HeadSurface.load(tmp_path)
 
@@ -283,6 +283,10 @@ def test_resolve_tells_what_a_model_may_be(tmp_path):
     with pytest.raises(UserError, match=r"did you mean 'starter:minilm'"):
         backbone.resolve("starter:minilmm")
     with pytest.raises(UserError, match=r"must hold a config\.json"):
+        backbone.resolve(str(tmp_path))
+    (tmp_path / "body").mkdir()
+    (tmp_path / "body" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"must hold a config\.json, got none; a model lies in .*body$"):
         backbone.resolve(str(tmp_path))
     with pytest.raises(UserError, match="must be a folder with a model, or a hub id"):
         backbone.resolve("./nowhere")
@@ -298,8 +302,8 @@ def test_an_unknown_model_while_offline_is_one_line():
 def test_pickled_weights_are_not_opened(models, tmp_path):
     surface = create(models, "bert", head="two-layer")
     surface.save(tmp_path)
-    torch.save(surface.model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
+    torch.save(surface.model.state_dict(), tmp_path / "body" / "pytorch_model.bin")
+    (tmp_path / "body" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no safetensors weights, and pickled ones are not opened"):
         HeadSurface.load(tmp_path)
 

@@ -304,7 +304,8 @@ def test_a_prompt_behind_a_classifier(kind, prompt, command, models, tmp_path, m
     run, *_ = tmp_path / "run", capsys.readouterr()
     base = transformers.AutoModelForMaskedLM if kind == "masked" else transformers.AutoModelForCausalLM
     made = base.from_pretrained(run / "stages" / "2-more" / "speaking").state_dict()
-    tuned = transformers.AutoModel.from_pretrained(run / "stages" / "2-more" / "model" / "base").state_dict()
+    place = run / "stages" / "2-more" / "model" / "base" / ("." if kind == "masked" else "body")
+    tuned = transformers.AutoModel.from_pretrained(place).state_dict()
     first = base.from_pretrained(models[kind]).state_dict()
     body = [name for name in tuned if not name.startswith("pooler.")]
     prefix = "bert." if kind == "masked" else "model."

@@ -9,16 +9,13 @@ import signal
 from pathlib import Path
 
 import families
-import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
-import gradientless as gradientless_package
 import tiny_run
 from gradientless import cli
-from gradientless.language.surfaces import Surface, load
+from gradientless.language.surfaces import load
 from gradientless.language.surfaces.lst import LstSurface
 from gradientless.run.predict import predict_texts
 from gradientless.run.train import Run
@@ -172,7 +169,7 @@ def test_a_start_that_rows_decide(command, tmp_path, rows, capsys):
 
 @pytest.mark.parametrize("surface", SURFACES)
 def test_the_tuned_model_is_used(surface, command, tmp_path, models, capsys):
-    """eval, predict, export; and what export says opens it does."""
+    """eval, predict, export; that it opens as its card says, `test_exports.py` shows."""
     optimizer, options = METHODS["adamw"]
     assert gradientless(*command(surface, *options, "surface.start=default", optimizer=optimizer, steps=2)) == 0
     run, out = tmp_path / "run", tmp_path / "out"
@@ -185,9 +182,6 @@ def test_the_tuned_model_is_used(surface, command, tmp_path, models, capsys):
     assert gradientless("predict", str(run), "a good film", "--format", "jsonl") == 0
     assert json.loads(capsys.readouterr().out)["label"] == labels[0] in ("negative", "positive")
     assert gradientless("export", str(run), "--out", str(out)) == 0
-    opens = re.search(r"opens with +(.*)", capsys.readouterr().out)[1].split(", and ")[0]
-    opened = eval(opens, {"transformers": transformers, "peft": peft, "gradientless": gradientless_package})
-    assert isinstance(opened, peft.PeftModel if surface in ("lora", "side_lora", "prefix") else Surface)
     assert (predict_texts(out, ["a good film", "bad"])[1] == probabilities).all()
 
 

@@ -442,7 +442,7 @@ class TestStopAndResume:
         assert gradientless("train", "--out", str(tmp_path / "stopped"), "--resume") == 0
         assert "resuming from step 25" in " ".join(capsys.readouterr().err.split())
         names = ["metrics.jsonl", *(["trajectory.bin"] if optimizer == "gld" else [])]
-        for name in [*names, "model/model.safetensors", "model/head.safetensors"]:
+        for name in [*names, "model/body/model.safetensors", "model/head.safetensors"]:
             assert (tmp_path / "stopped" / name).read_bytes() == (straight / name).read_bytes()
         own, other = summary_of(tmp_path / "stopped"), summary_of(straight)
         for key in ("metrics", "last", "forward_passes", "steps", "model_step", "base"):
@@ -585,7 +585,7 @@ class TestAfterTheRun:
     def test_replay_makes_the_same_bytes(self, finished, tmp_path, capsys):
         assert gradientless("replay", str(finished), "--out", str(tmp_path / "again")) == 0
         assert "bit-equal to the run yes" in " ".join(capsys.readouterr().out.split())
-        for name in ("model.safetensors", "head.safetensors"):
+        for name in ("body/model.safetensors", "head.safetensors"):
             assert (tmp_path / "again" / name).read_bytes() == (finished / "model" / name).read_bytes()
 
     def test_replay_of_a_first_order_run_is_one_clear_line(self, train, capsys):

@@ -240,15 +240,25 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", show_default=False)],
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as it was by default.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Put an adapter into the model's own weights.")] = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a tuned model for transformers, made again from the log when the run's folder no longer holds it.
+    """Write a tuned model for others, with a card that says how to open it; made again from the log when the run's
+    folder no longer holds it.
 
     \b
     gradientless export runs/thesis --out tuned/
     gradientless export runs/mezo --out tuned/ --dtype float16
     """
+    import shlex
+
+    from gradientless.run.card import CARD
     from gradientless.run.replay_run import export_run
 
-    for name, value in export_run(run, out, dtype, trust_code).items():
-        say(f"{name:<20} {value}")
+    found = export_run(run, out, dtype, trust_code, merge)
+    say(f"model    {found.folder}")
+    say(f"card     {found.folder / CARD}, for whom you give the folder to")
+    say(f"opens    {found.opening.sentence}")
+    if found.opening.code is not None:
+        say(f"\n{found.opening.code}")
+    say(f"predict  gradientless predict {shlex.quote(str(found.folder))} {found.asked}")

@@ -30,6 +30,7 @@ from gradientless.language import starter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STARTER = "starter:"
+ONE_CLASS = "single_label_classification"
 
 T = TypeVar("T")
 
@@ -58,12 +59,24 @@ def resolve(model: str) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"model: the folder {model} must hold a config.json, got none")
+            inner = next((place.name for place in sorted(path.iterdir()) if (place / "config.json").is_file()), None)
+            hint = "" if inner is None else f"; a model lies in {path / inner}"
+            raise UserError(f"model: the folder {model} must hold a config.json, got none{hint}")
         return str(path)
     looks_like_path = model.startswith((".", "~", "/", os.sep)) or model.count("/") > 1 or "\\" in model
     if looks_like_path or path.exists() or not model.strip():
         raise UserError(f"model: '{model}' must be a folder with a model, or a hub id, got neither")
     return model
+
+
+def hub_name(model: str) -> str | None:
+    """The name under which anybody finds the weights of `model` on the hub; None for a folder, and for a starter model
+    that is not on it as it stands."""
+    if model.startswith(STARTER):
+        asset = starter.ASSETS.get(model.removeprefix(STARTER))
+        return asset.hub or None if asset is not None else None
+    folder = model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1
+    return None if folder or Path(model).expanduser().exists() else model
 
 
 def load_tokenizer(model: str, max_length: int) -> Any:
@@ -343,6 +356,15 @@ def save_pretrained(module: nn.Module, tokenizer: Any, folder: Path) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def note_classes(folder: Path) -> None:
+    """Let the classifier in `folder` say that a text is of one class alone, where its base said otherwise: pipelines
+    choose by this how they make probabilities of scores."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("problem_type") not in (None, ONE_CLASS):
+        path.write_text(json.dumps(config | {"problem_type": ONE_CLASS}, indent=2) + "\n", encoding="utf-8")
 
 
 def checksum(module: nn.Module, exclude: Collection[str] = ()) -> str:

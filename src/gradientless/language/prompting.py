@@ -113,7 +113,7 @@ class PromptEncoder:
                 raise unknown("prompt", what, side, SIDES)
         self.tokenizer, self.prompt, self.labels, self.family = tokenizer, prompt, tuple(labels), family
         self.max_length, self.truncation, self.padding = max_length, truncation, padding
-        self._start, self.max_new_tokens, self._known = start, max_new_tokens, known
+        self.start, self.max_new_tokens, self._known = start, max_new_tokens, known
         self._front, self._back, self._joint = _sides(prompt, family)
         if prompt.words and not labels:
             raise UserError("prompt: words must stay away where rows have choices or answers of their own, got some")
@@ -158,10 +158,23 @@ class PromptEncoder:
             max_length,
             truncation=self.truncation,
             padding=self.padding,
-            start=self._start,
+            start=self.start,
             max_new_tokens=self.max_new_tokens,
             known=self._known,
         )
+
+    @property
+    def around(self) -> tuple[str, str, Ids, Ids]:
+        """What stands around the slot of a label word: the templates in front and behind, for `str.format`, and the
+        special tokens outside of them."""
+        front, back = (
+            "".join(
+                literal.replace("{", "{{").replace("}", "}}") + (f"{{{field}}}" if field else "")
+                for literal, field in side
+            )
+            for side in (self._front, self._back)
+        )
+        return front, back, self._before, self._after
 
     def blank(self) -> Example:
         """A row that says one word wherever a template has a text."""
@@ -384,8 +397,8 @@ class PromptEncoder:
     def _line(self, front: Ids, back: Ids, fill: Ids, reads: int) -> Line:
         """reads: positions that are read, where they are not those of masks."""
         if self.family == "text-to-text":
-            assert self._start is not None
-            return front + back, (self._start, *fill), list(range(reads))
+            assert self.start is not None
+            return front + back, (self.start, *fill), list(range(reads))
         if self.family == "masked":
             return front + fill + back, (), list(range(len(front), len(front) + len(fill)))
         return front + fill, (), list(range(len(front) - 1, len(front) - 1 + reads))

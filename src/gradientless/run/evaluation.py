@@ -20,7 +20,7 @@ from gradientless.language.splits import few_shot, subset
 from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces import load as load_saved
 from gradientless.language.surfaces.base import EncodedRows
-from gradientless.language.surfaces.saved import NOTE, class_of, note_class, note_rows
+from gradientless.language.surfaces.saved import NOTE, class_of, note_class, note_made, note_rows
 from gradientless.language.tables import BadRows
 from gradientless.language.tasks import TASKS, Example, Splits, find_task
 from gradientless.run.config import surface_class
@@ -120,14 +120,18 @@ def load_surface(
     return surface
 
 
-def save_model(surface: Surface, folder: Path, rows: Mapping[str, Any], name: str) -> None:
-    """Save the surface `name` into `folder`, with what is noted beside it: how rows were read, where that is known, and
-    which class of the user's own opens it, if one does."""
+def save_model(
+    surface: Surface, folder: Path, rows: Mapping[str, Any], name: str, made: Mapping[str, Any] | None = None
+) -> None:
+    """Save the surface `name` into `folder`, with what is noted beside it: how rows were read and how the model was
+    made, where that is known, and which class of the user's own opens it, if one does."""
     surface.save(folder)
     if is_own(name):
         note_class(folder, name, sums_of([name]).get(name), surface.labels)
     if rows:
         note_rows(folder, rows)
+    if made:
+        note_made(folder, made)
 
 
 def require_finite(owner: str, tensors: Mapping[str, Tensor]) -> None:

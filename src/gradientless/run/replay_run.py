@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import torch
 from gradientless.errors import UserError
 from gradientless.language import backbone
 from gradientless.language.surfaces import Surface
-from gradientless.language.surfaces.adapter import BASE
-from gradientless.language.surfaces.lst import SIDE_FILE
-from gradientless.language.surfaces.saved import HEAD_FILE, NOTE, class_of, read_note, rows_of
+from gradientless.language.surfaces.adapter import ADAPTER_CONFIG, AdapterSurface, name_base
+from gradientless.language.surfaces.full import FullSurface
+from gradientless.language.surfaces.opening import Opening, opening
+from gradientless.language.surfaces.saved import NOTE, class_of, made_of, read_note, rows_of
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
+from gradientless.run.card import CARD, MADE, asked_with, card, made_by
 from gradientless.run.config import RunConfig, optimizer_options
 from gradientless.run.evaluation import load_splits, load_surface, model_folder, require_finite, save_model
+from gradientless.run.named import TRUST
 from gradientless.run.origin import HEADER, Origin, code_of, data_of, differing
 from gradientless.run.runfolder import BEST, RunFolder
 from gradientless.run.stages import Before, before
@@ -68,7 +71,9 @@ def replay_run(
     def save_into(place: Path, surface: Surface) -> None:
         last = config.staged[-1].config if config.stages else config
         noted = rows_of(folder.model) if (folder.model / NOTE).exists() else {}
-        save_model(surface, place, noted, last.surface.name)
+        name = backbone.hub_name(config.model if base is None else base)
+        made = {"base": name, "unchanged": not config.stages and folder.whole is None}
+        save_model(surface, place, noted, last.surface.name, made)
 
     def save(surface: Surface) -> str:
         if out is not None:
@@ -221,10 +226,13 @@ def _labels(folder: RunFolder, config: RunConfig) -> tuple[str, ...]:
     return load_splits(config).labels
 
 
-def export_run(run: str | Path, out: str | Path, dtype: str | None = None, trust_code: bool = False) -> dict[str, str]:
-    """Write the model of a run (or of a saved folder) to the new folder `out`. Returns what was done, for people.
+def export_run(
+    run: str | Path, out: str | Path, dtype: str | None = None, trust_code: bool = False, merge: bool = False
+) -> Exported:
+    """Write the model of a run (or of a saved folder) to the new folder `out`, with a card that says how to open it.
 
-    dtype: to cast the weights to. trust_code: as of `replay_run`. Raises UserError.
+    dtype: to cast the weights to. trust_code: as of `replay_run`. merge: put an adapter into the model's own weights.
+    Raises UserError.
     """
     require_new(out)
     code = None if trust_code else ()
@@ -234,26 +242,34 @@ def export_run(run: str | Path, out: str | Path, dtype: str | None = None, trust
         if folder.holds_run() and not folder.model.is_dir() and folder.trajectory.exists():
             replay_run(run, None, work, trust_code=trust_code)
             source = work
-        kept = model_folder(source)
-        surface, noted, own = load_surface(source, "cpu", code), rows_of(kept), class_of(kept).get("name", "")
+        saved = model_folder(source)
+        surface, noted, own = load_surface(source, "cpu", code), rows_of(saved), class_of(saved).get("name", "")
+        if merge and not surface.mergeable:
+            kind = read_note(saved)["surface"]
+            raise UserError(f"export: --merge needs an adapter of lora, ia3 or side_lora, got surface {kind}")
+        made = (made_by(folder) if folder.holds_run() else {}) | made_of(saved, MADE)
+        if merge:
+            surface.save_merged(Path(work) / "merged")
+            surface, own = load_surface(Path(work) / "merged", "cpu"), ""
     if dtype is not None:
         surface.to(backbone.dtype_of(dtype))
         require_finite("export", dict(surface.named_parameters()))
-    save_model(surface, place, noted, own)
-    return {"model": str(place), "opens with": _opens_with(place)}
+    if not own and isinstance(surface, AdapterSurface) and surface.tunes == "model":
+        surface = FullSurface(surface.reading, dropout=surface.dropout)  # nothing is in it but the model's own
+    save_model(surface, place, noted, own, made)
+    if surface.prompted and made.get("base") and made.get("unchanged") and (place / ADAPTER_CONFIG).exists():
+        name_base(place, made["base"])
+    pairs = bool(noted.get("pairs"))
+    here, there = (opening(surface, folder, pairs, bool(own)) for folder in (".", str(place)))
+    asked = asked_with(surface, pairs) + (f" {TRUST}" if own else "")
+    (place / CARD).write_text(card(surface, here, made, asked), encoding="utf-8")
+    return Exported(place, there, asked)
 
 
-def _opens_with(place: Path) -> str:
-    """How to open what a surface saved in `place`, without this package where that is possible."""
-    if own := class_of(place):
-        return f"the load of {own['name']}"
-    if (place / SIDE_FILE).exists():
-        return f"gradientless.language.surfaces.load({str(place)!r})"
-    base = place / BASE if (place / BASE).is_dir() else place
-    kind = json.loads((base / "config.json").read_text("utf-8"))["architectures"][0]
-    opens = f"transformers.{kind}.from_pretrained({str(base)!r})"
-    if (place / "adapter_config.json").exists():
-        opens = f"peft.PeftModel.from_pretrained({opens}, {str(place)!r})"
-    if (base / HEAD_FILE).exists():
-        opens += f", and {HEAD_FILE} by the three lines of docs/saved-models.md"
-    return opens
+@dataclass(frozen=True)
+class Exported:
+    """What was exported: where to, how it opens, and what `gradientless predict` is given behind the folder."""
+
+    folder: Path
+    opening: Opening
+    asked: str

@@ -41,7 +41,9 @@ are as they were. prompted: whether that model has its output layer. parts: name
 def leaves(surface: Surface) -> dict[str, Any]:
     """What a stage with this surface leaves."""
     folder = RunFolder(Path())
-    plain = folder.model / surface.plain if surface.plain is not None else folder.merged if surface.mergeable else None
+    plain = folder.merged / surface.merged if surface.mergeable else None
+    if surface.plain is not None:
+        plain = folder.model / surface.plain
     return {
         "model": None if plain is None else plain.as_posix(),
         "prompted": surface.prompted,

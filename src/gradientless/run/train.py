@@ -163,6 +163,8 @@ class Run:
         self.labels, self.kind, self.validation = splits.labels, config.kind, splits.validation
         self.test = splits.test if config.data.test is not None else []
         self.reads = reads(config, pairs=splits.validation[0].text_pair is not None)
+        # Asked here: whether a name is a folder's depends on where the run was started.
+        self.made_of = {"base": backbone.hub_name(config.model), "unchanged": before is None or not before.changed}
         self.reward = None if config.reward is None else rewarded(config.reward)
         self.shown = "reward" if self.reward is not None else "f1" if self.kind == "generation" else "accuracy"
         self.surface = make_surface(config, splits.labels, self.device, None if before is None else before.model)
@@ -318,8 +320,7 @@ class Run:
             causes.append(f"the model in dtype {dtype}, or loss '{self.config.loss}', before anything was tuned")
         if done.best_step > 0:
             self.set_best()
-            with replacing(self.folder.model) as place:
-                save_model(self.surface, place, self.reads, self.config.surface.name)
+            self.save_model()
             kept = f"the last good weights, of the evaluation at step {done.best_step:,}, are in {self.folder.model}"
         elif finite and self.forward is not None and done.step:
             command = f"gradientless export {self.folder.path} --out DIR{self.folder.asks_for_trust}"
@@ -327,6 +328,11 @@ class Run:
         else:
             kept = "no weights were evaluated before"
         return UserError(f"{told} (after step {done.step:,}); the cause is {' or '.join(causes)}; {kept}")
+
+    def save_model(self) -> None:
+        """Write model/."""
+        with replacing(self.folder.model) as place:
+            save_model(self.surface, place, self.reads, self.config.surface.name, self.made_of)
 
     def remarks(self) -> list[str]:
         """What a reader of the figures must know beside them, and what to try: one line each."""
@@ -751,8 +757,7 @@ def _end(run: Run, started: float, merges: bool) -> dict[str, Any]:
         run.say(f"{told}: lower optimizer.lr or optimizer.eps, or look at the loss")
     last = run.last if run.last is not None else run.evaluate()
     found = run.set_best()
-    with replacing(run.folder.model) as place:
-        save_model(run.surface, place, run.reads, run.config.surface.name)
+    run.save_model()
     tested: dict[str, Any] = {}
     if run.test and not run.surface.says_tokens:
         run.surface.eval()

@@ -6,6 +6,7 @@ stands there), and the adapter beside it, in peft's format where peft has one.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,17 @@ from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.saved import NOTE, read_note, write_note
 
 BASE = "base"
+ADAPTER_CONFIG = "adapter_config.json"  # as peft calls it
+BESIDE = "the folder base beside this file"
+"""What peft's file calls the base model: no path, which would lie elsewhere from another working directory, and no name
+of the hub. Whoever opens the adapter alone is told where the base lies."""
+
+
+def name_base(folder: Path, name: str) -> None:
+    """Let the adapter in `folder` call its base model `name`."""
+    path = folder / ADAPTER_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": name}, indent=2) + "\n", encoding="utf-8")
 
 
 class AdapterSurface(FullSurface):
@@ -68,7 +80,11 @@ class AdapterSurface(FullSurface):
 
     @property
     def plain(self) -> str | None:
-        return BASE if self.tunes == "model" else None
+        return (Path(BASE) / self.reading.place).as_posix() if self.tunes == "model" else None
+
+    @property
+    def merged(self) -> str:
+        return self.reading.place
 
     def products(self) -> Products:
         if self._products is None:

@@ -123,6 +123,11 @@ class Surface(nn.Module, ABC):
         surface to be made of; None where none of these are tuned, or an adapter is to be merged first."""
         return None
 
+    @property
+    def merged(self) -> str:
+        """Where a plain model stands in what `save_merged` wrote."""
+        return "."
+
     def save_merged(self, folder: Path) -> None:
         """Write a plain model with the adapter in its weights into `folder`, and its head, as `full` saves them."""
         raise AssertionError("a surface that is mergeable states it")

@@ -42,6 +42,7 @@ class Reading(ABC):
     max_length: int
     width: int
     fixed: tuple[str, ...] = ()
+    place: str = "."  # of the library's model in what `save` writes
 
     @property
     def body(self) -> nn.Module:
@@ -135,6 +136,7 @@ class HeadReading(Reading):
         own = ("model.pooler.", *(f"model.{name}" for name in computed))
         self.fixed = tuple(computed) if head.kind == "library" else own
         self.needs_rows = head.needs_rows
+        self.place = head.place
 
     @property
     def body(self) -> nn.Module:
@@ -272,7 +274,7 @@ class FullSurface(Surface):
 
     @property
     def plain(self) -> str | None:
-        return "."
+        return self.reading.place
 
     def train(self, mode: bool = True) -> FullSurface:
         super().train(mode)

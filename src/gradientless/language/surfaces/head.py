@@ -25,7 +25,7 @@ from gradientless.language.metrics import highest
 from gradientless.language.surfaces.base import Part, Prepared, Surface
 from gradientless.language.surfaces.probe import linear_probe
 from gradientless.language.surfaces.products import Products, measure
-from gradientless.language.surfaces.saved import NOTE, read_head, read_note, write_head, write_note
+from gradientless.language.surfaces.saved import BODY, NOTE, body_of, read_head, read_note, write_head, write_note
 from gradientless.language.tasks.base import Example
 
 if TYPE_CHECKING:
@@ -441,12 +441,19 @@ class HeadSurface(Surface):
         inner = f" -> {layers.dense.out_features} ({layers.activation})" if isinstance(layers, HeadLayers) else ""
         return f"{self.kind} head on {self.pooling} pooling, {self.width}{inner} -> {layers.out.out_features}"
 
+    @property
+    def place(self) -> str:
+        """Where the library's model lies in what `save` writes."""
+        return "." if self.kind == "library" else BODY
+
     def save(self, folder: Path, surface: str = "head") -> None:
         """Write model, tokenizer and head into `folder` (made if absent); see docs/saved-models.md."""
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            backbone.save_pretrained(self.model, self.tokenizer, folder)
+            backbone.save_pretrained(self.model, self.tokenizer, folder / self.place)
+            if self.kind == "library":
+                backbone.note_classes(folder)
             if self.kind != "library":
                 write_head(folder, dict(self.head.items()))  # type: ignore[arg-type]
             note = {
@@ -481,7 +488,8 @@ class HeadSurface(Surface):
         max_length, dropout = note["max_length"], note["dropout"]
         _check(labels, kind, pooling, None, activation, max_length, dropout)
         dtype = note["dtype"] if dtype is None else dtype
-        tokenizer = backbone.load_tokenizer(str(folder), max_length)
+        place = str(folder if kind == "library" else body_of(folder))
+        tokenizer = backbone.load_tokenizer(place, max_length)
         if kind == "library":
             architecture = backbone.load_config(str(folder)).model_type
             if architecture not in LIBRARY_HEADS:
@@ -490,7 +498,7 @@ class HeadSurface(Surface):
             return cls._create_library(
                 str(folder), tokenizer, labels, library, None, device, dtype, max_length, dropout
             )
-        body = backbone.load_backbone(str(folder), dtype, device)
+        body = backbone.load_backbone(place, dtype, device)
         layers = read_head(folder, ("out",) if kind == "linear" else ("dense", "out"), len(labels), device)
         return cls._own_head(
             body,

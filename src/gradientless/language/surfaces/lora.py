@@ -25,6 +25,7 @@ from torch import nn
 
 from gradientless.errors import UserError, one_line
 from gradientless.language.surfaces.adapter import (
+    BESIDE,
     AdapterSurface,
     block_linears,
     patterns,
@@ -122,8 +123,8 @@ class _PeftSurface(AdapterSurface):
                         tensor.copy_(tensors[name])
 
     def save_adapter(self, folder: Path) -> None:
-        self._peft[0].peft_config["default"].base_model_name_or_path = "base"
-        # The embeddings are the base's; looking whether they are would ask the hub for "base".
+        self._peft[0].peft_config["default"].base_model_name_or_path = BESIDE
+        # The embeddings are the base's; looking whether they are would ask the hub for the base.
         self._peft[0].save_pretrained(str(folder), save_embedding_layers=False)
 
     def load_adapter(self, folder: Path) -> None:

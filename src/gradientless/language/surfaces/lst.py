@@ -31,7 +31,7 @@ from gradientless.language.surfaces.head import _pool as pool
 from gradientless.language.surfaces.ladder import Ladder, Shape, build, family_of, states_of, tower_inputs, window
 from gradientless.language.surfaces.products import Products, measure
 from gradientless.language.surfaces.pruning import Sums, fishers, magnitudes, prune, sums
-from gradientless.language.surfaces.saved import NOTE, PROMPT, read_note, write_note
+from gradientless.language.surfaces.saved import BODY, NOTE, PROMPT, body_of, read_note, write_note
 from gradientless.language.tasks.base import Example, Prompt
 from gradientless.schema import Maybe, fits, of_fields
 
@@ -320,7 +320,7 @@ class LstSurface(Surface):
 
     @property
     def plain(self) -> str | None:
-        return "." if self.options.unfrozen else None
+        return BODY if self.options.unfrozen else None
 
     def train(self, mode: bool = True) -> LstSurface:
         super().train(mode)
@@ -540,7 +540,7 @@ class LstSurface(Surface):
                 note["prompt"]["answer"] = told.answer
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            backbone.save_pretrained(self.model.backbone, self.tokenizer, folder)
+            backbone.save_pretrained(self.model.backbone, self.tokenizer, folder / BODY)
             save_file(tensors, folder / SIDE_FILE, metadata={"format": "pt"})
             write_note(folder, note)
         except OSError as error:
@@ -564,9 +564,8 @@ class LstSurface(Surface):
             ) from None
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / NOTE}: must state the options of {cls.owner}, got others ({error})") from None
-        surface = cls._create(
-            str(folder), note["labels"], prompt, shape, replace(stated, init="random"), device, dtype or note["dtype"]
-        )
+        place, dtype = str(body_of(folder)), dtype or note["dtype"]
+        surface = cls._create(place, note["labels"], prompt, shape, replace(stated, init="random"), device, dtype)
         own = surface._own_tensors()
         if set(own) != set(tensors) or any(own[name].shape != tensors[name].shape for name in own):
             raise UserError(f"{folder / SIDE_FILE}: must hold the side network of its options, got another")

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError, unknown, whole
 from gradientless.language import backbone, reading, seen
-from gradientless.language.surfaces.adapter import AdapterSurface
-from gradientless.language.surfaces.full import FullSurface
+from gradientless.language.surfaces.adapter import BESIDE, AdapterSurface
+from gradientless.language.surfaces.full import FullSurface, HeadReading
 from gradientless.language.surfaces.saved import ADAPTER_FILE
 
 NAME = "prompt_embeddings"  # as peft calls them
@@ -133,6 +133,8 @@ class _VirtualTokens(AdapterSurface):
     @property
     def task_type(self) -> str:
         """As peft names what the model does."""
+        if isinstance(self.reading, HeadReading):
+            return "FEATURE_EXTRACTION"
         return "CAUSAL_LM" if backbone.family(self._config) == "causal" else "FEATURE_EXTRACTION"
 
     def masked(self, kwargs: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -324,7 +326,7 @@ class PrefixSurface(_VirtualTokens):
             num_layers=self._layers,
             num_attention_heads=self._heads,
             token_dim=self._heads * self._entries,
-            base_model_name_or_path="base",
+            base_model_name_or_path=BESIDE,
             inference_mode=True,
         )
 
@@ -388,6 +390,6 @@ class PromptSurface(_VirtualTokens):
             num_layers=getattr(config, "num_hidden_layers", None),
             num_attention_heads=getattr(config, "num_attention_heads", None),
             token_dim=self.virtual.shape[1],
-            base_model_name_or_path="base",
+            base_model_name_or_path=BESIDE,
             inference_mode=True,
         )

@@ -1,4 +1,9 @@
-"""The two small files that stand beside a saved model: what it was tuned as, and a head of ours."""
+"""What stands beside a saved model: what it was tuned as, and a head of ours.
+
+At the top of a saved folder lies what plain transformers opens, with all that was tuned. A model that something of ours
+belongs to (a head of ours, a side network) lies in `body/`, so that no library takes the folder for a model with a
+classifier of its own, which it would fill with random weights.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,7 @@ from gradientless.schema import POSITIVE, Maybe, Schema, fits, read_sealed, seal
 
 NOTE = "gradientless.json"
 HEAD_FILE = "head.safetensors"
+BODY = "body"
 ADAPTER_FILE = "adapter_model.safetensors"  # as peft calls it
 FORMAT = 1
 OWN = "own"  # the readout of a model that a class of the user's own saved without a note
@@ -49,9 +55,28 @@ def note_rows(folder: Path, rows: Mapping[str, Any]) -> None:
     """Add to the note in `folder` how the rows were read that the model was tuned on: "task", where a registered one
     read them, else "text_column", "label_column" and perhaps "text_pair_column"; and "pairs", whether they have two
     texts."""
+    _note_more(folder, ROWS, {key: value for key, value in rows.items() if value is not None})
+
+
+def _note_more(folder: Path, key: str, values: Mapping[str, Any]) -> None:
     note = read_note(folder)
     del note["format"]
-    write_note(folder, {**note, ROWS: {key: value for key, value in rows.items() if value is not None}})
+    write_note(folder, {**note, key: dict(values)})
+
+
+MADE = "made"
+
+
+def note_made(folder: Path, made: Mapping[str, Any]) -> None:
+    """Add to the note in `folder` how the model was made, JSON-able."""
+    _note_more(folder, MADE, made)
+
+
+def made_of(folder: Path, schema: Schema) -> dict[str, Any]:
+    """What `note_made` noted; empty where nothing was. Raises `UserError` for what is not as `schema` says."""
+    found = read_note(folder).get(MADE, {})
+    fits(f"{Path(folder) / NOTE}: {MADE}", found, schema)
+    return dict(found)
 
 
 def note_class(folder: Path, name: str, sha256: str | None, labels: Sequence[str]) -> None:
@@ -95,6 +120,12 @@ def read_note(folder: Path, surface: str | None = None) -> dict[str, Any]:
     one_of(f"{path}", "readout", readout, _SHAPES)
     fits(f"{path}", note, {**_SHAPES[readout], CLASS: Maybe({"name": str, "sha256": Maybe(str)})})
     return note
+
+
+def body_of(folder: Path) -> Path:
+    """Where the model lies that something of ours in `folder` belongs to; early versions kept it at the top."""
+    body = Path(folder) / BODY
+    return body if body.is_dir() else Path(folder)
 
 
 def write_head(folder: Path, layers: dict[str, nn.Linear]) -> None:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from gradientless.errors import UserError
 from gradientless.language.surfaces.adapter import (
+    BESIDE,
     AdapterSurface,
     block_linears,
     patterns,
@@ -171,7 +172,7 @@ class SideLoraSurface(AdapterSurface):
             r=self.options["rank"],
             lora_alpha=self.options["alpha"],
             target_modules=list(self.branched),
-            base_model_name_or_path="base",
+            base_model_name_or_path=BESIDE,
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
