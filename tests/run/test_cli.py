@@ -119,8 +119,8 @@ class TestTheWholeWay:
     def test_replay(self, finished, tmp_path, capsys):
         assert run("replay", str(finished), "--out", str(tmp_path / "again")) == 0
         assert "yes" in capsys.readouterr().out
-        model = (finished / "model" / "body" / "model.safetensors").read_bytes()
-        assert (tmp_path / "again" / "body" / "model.safetensors").read_bytes() == model
+        model = (finished / "model" / "model.safetensors").read_bytes()
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == model
 
     @pytest.mark.parametrize(
         "error",
@@ -139,8 +139,8 @@ class TestTheWholeWay:
             patch.setattr(RunFolder, "save_checkpoint", full)
             assert run(*training(table, tiny_model, out)) == 2
         assert run("train", "--out", str(out), "--resume") == 0
-        model = (finished / "model" / "body" / "model.safetensors").read_bytes()
-        assert (out / "model" / "body" / "model.safetensors").read_bytes() == model
+        model = (finished / "model" / "model.safetensors").read_bytes()
+        assert (out / "model" / "model.safetensors").read_bytes() == model
 
     def test_other_errors_are_shown_whole(self, table, tiny_model, tmp_path, monkeypatch):
         def wrong(*_: object) -> None:
@@ -174,7 +174,7 @@ class TestTheWholeWay:
         assert f"continue with: gradientless train --out {out} --resume" in " ".join(told.split())
         monkeypatch.setattr(Run, "step", step)
         assert run("train", "--out", str(out), "--resume", "--micro-batch-size", "8") == 0
-        for name in ("metrics.jsonl", "trajectory.bin", "model/body/model.safetensors"):
+        for name in ("metrics.jsonl", "trajectory.bin", "model/model.safetensors"):
             assert (out / name).read_bytes() == (finished / name).read_bytes()
         assert "micro_batch_size = 8" in (out / "config.toml").read_text()
 
