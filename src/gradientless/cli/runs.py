@@ -88,7 +88,8 @@ def evaluate(
             given[f"data.{key}"] = given[f"data.{key}"] or noted.get(key)
     given |= {"device": device, "data.skip_bad_rows": skip_bad_rows or None}
     code = None if trust_code else ()
-    config = RunConfig.load(folder.config if folder.holds_run() else None, (), given, code)  # which was told of above
+    kept = folder.config if folder.holds_run() else None  # which was told of above
+    config = RunConfig.load(kept, (), given, code, written=kept is not None)
     sums: dict[str, str] | None = {} if folder.holds_run() else None
     bad = BadRows(config.data.skip_bad_rows)
     if data is not None and is_file(data) and split is None and validation is None:

@@ -179,11 +179,24 @@ def _check_model(model: str) -> str:
     if model.startswith("starter:"):
         if model not in _registered("starter model"):
             raise unknown("model", "starter model", model, _registered("starter model"))
-    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith((".", "/")):
-        raise UserError(
-            f"model: must be starter:NAME, an existing folder or a hub id such as owner/name, got '{model}'"
-        )
+    elif not _is_hub_id(model) and not model.startswith(("~", ".")) and not re.search(r"[/\\]", model):
+        raise _no_model(model)
     return model
+
+
+def _is_hub_id(model: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)) and not model.startswith(".")
+
+
+def _no_model(model: str) -> UserError:
+    return UserError(f"model: must be starter:NAME, an existing folder or a hub id such as owner/name, got '{model}'")
+
+
+def _absent_model(model: Any) -> list[str]:
+    """The line for a model that is a folder by its name, and not there."""
+    if not isinstance(model, str) or model.startswith("starter:") or _is_hub_id(model):
+        return []
+    return [] if Path(model).expanduser().is_dir() else [str(_no_model(model))]
 
 
 def _check_activation(activation: str) -> str:
@@ -616,9 +629,11 @@ class RunConfig(_Section):
         sums: Mapping[str, str] | None = None,
         *,
         usual: bool = False,
+        written: bool = False,
     ) -> RunConfig:
         """The configuration of `recipe` (a file, the name of a built-in recipe, or None for the schema's values alone).
 
+        written: whether a run wrote the recipe; its base model may be elsewhere by now, or gone.
         usual: without a recipe, take what runs of its kind usually do (`run.defaults`).
         overrides: "dotted.key=value" with TOML values, or plain text; "key=default" takes a key of the recipe back.
         flags: dotted key -> value; None means that the flag was not given.
@@ -629,12 +644,13 @@ class RunConfig(_Section):
         layer, lines = keyboard_layer(overrides, flags or {})
         below = read_recipe(recipe) if recipe is not None else defaults(layer) if usual else {}
         values, notes = stack(below, layer)
+        lines += [] if written else _absent_model(values.get("model"))
         named = None if code is None else {*code, *texts_in(layer)}
         try:
             with only(named, str(recipe), sums):
                 config = cls.model_validate(values)
         except ValidationError as error:
-            raise UserError("\n".join(lines + error_lines(error))) from None
+            raise UserError("\n".join(dict.fromkeys(lines + error_lines(error)))) from None
         if lines:
             raise UserError("\n".join(lines))
         config._notes = tuple(notes)

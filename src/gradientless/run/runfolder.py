@@ -212,7 +212,7 @@ class RunFolder:
         from gradientless.run.config import RunConfig
 
         require_toml(self.config)
-        return RunConfig.load(self.config, overrides, flags, code, code_in_toml(self.config))
+        return RunConfig.load(self.config, overrides, flags, code, code_in_toml(self.config), written=True)
 
     @property
     def task(self) -> str | None:
