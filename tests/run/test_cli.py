@@ -366,3 +366,10 @@ def test_resume_must_name_a_run(tmp_path, capsys, monkeypatch):
     assert run("train", "--resume") == 2
     assert capsys.readouterr().err.startswith("--resume: must find a run to continue, got none in 'runs/")
     assert not (tmp_path / "typo").exists()
+
+
+def test_streams_that_the_caller_closed(table, tiny_model, tmp_path):
+    """As under cron."""
+    command = [sys.executable, "-m", "gradientless", *training(table, tiny_model, tmp_path / "run")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False)
+    assert done.returncode == 0 and (tmp_path / "run" / "summary.json").is_file()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gradientless.errors import UserError
-from gradientless.run.runfolder import BEST, RunFolder, free_name, newest_of_name
+from gradientless.run.runfolder import BEST, RunFolder, free_name, newest_of_name, short_name
 from gradientless.run.sealed import sealed_toml, write_json
 from gradientless.writing import replacing, write_atomically
 
@@ -229,3 +229,9 @@ def test_events_of_later_steps_are_purged(folder):
     read = EventAccumulator(str(folder.tensorboard))
     read.Reload()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4.5), (5, 5.5), (6, 6.5)]
+
+
+def test_a_long_name_is_shortened_with_a_checksum():
+    assert short_name("sst2-gld-seed42") == "sst2-gld-seed42"
+    one, other = short_name("ä" * 300 + "-seed1"), short_name("ä" * 300 + "-seed2")
+    assert one != other and len(one.encode()) <= 120 and one.startswith("ää")

@@ -31,6 +31,9 @@ __all__ = ["INSTALL", "STOPPED", "app", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. A `UserError` is printed, one line each, and ends with exit code 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller; a file would else take its number and what is printed
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the process's life)
     kept, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:

@@ -85,7 +85,7 @@ def compare(
     """
     from gradientless.run.compare import compare as compare_all
     from gradientless.run.compare import configurations, read_methods, usual
-    from gradientless.run.runfolder import free_name
+    from gradientless.run.runfolder import free_name, short_name
     from gradientless.run.train import Stopped
     from gradientless.terminal import Console
 
@@ -102,7 +102,7 @@ def compare(
     configs = configurations(chosen, _seeds(seeds), recipe, shared, flags, code)
     first = configs[chosen[0].label][0]
     stem = Path(first.task or first.data.path or "data").stem
-    place = free_name(Path("runs") / f"compare-{stem}") if out is None else Path(out)
+    place = free_name(Path("runs") / short_name(f"compare-{stem}")) if out is None else Path(out)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

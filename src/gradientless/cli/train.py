@@ -265,10 +265,12 @@ def _open_run(config: RunConfig, folder: RunFolder, resume: bool) -> bool:
 
 def _name(config: RunConfig) -> str:
     """A folder's name that says what the run is: task or data, optimizer, seed."""
-    data = Path(config.task or config.data.path or "data").stem[:100]
+    from gradientless.run.runfolder import short_name
+
+    data = Path(config.task or config.data.path or "data").stem
     methods = [stage.config.optimizer.name for stage in config.staged] or [config.optimizer.name]
     optimizer = "-".join(name.rpartition(":")[2] for name in methods)
-    return f"{data}-{optimizer}-seed{config.seed}"
+    return short_name(f"{data}-{optimizer}-seed{config.seed}")
 
 
 def _agree_to_fetch(config: RunConfig) -> None:

@@ -24,7 +24,7 @@ from gradientless.run.layers import parse_value, shown
 from gradientless.run.memory import give_back
 from gradientless.run.named import is_own, texts_in
 from gradientless.run.report import Column, markdown_table, percent, table_cells
-from gradientless.run.runfolder import OF_RESULT, RunFolder
+from gradientless.run.runfolder import OF_RESULT, RunFolder, short_name
 from gradientless.run.sealed import write_json, write_sealed
 from gradientless.run.train import Stopped, train
 from gradientless.run.untuned import SPEAKING, WAYS, mute
@@ -74,7 +74,7 @@ class Method:
 
     def place(self, out: Path, seed: int) -> Path:
         """Where its run of `seed` lies, if it tunes; the result stands beside it."""
-        return out / f"{re.sub(r'[^a-zA-Z0-9_.-]+', '-', self.label)}-seed{seed}"
+        return out / f"{short_name(re.sub(r'[^a-zA-Z0-9_.-]+', '-', self.label))}-seed{seed}"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ A run of several stages has a config.toml, model/, summary.json and plot.png of 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -450,6 +451,14 @@ class SavedTensors(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def short_name(name: str, most: int = 120) -> str:
+    """`name` as that of a folder, which systems allow 255 bytes: the end of a longer one is a checksum."""
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: most - 9].decode(errors='ignore')}-{digest}"
 
 
 def free_name(path: Path) -> Path:
