@@ -110,7 +110,9 @@ class TestSurface:
     def test_the_last_lines_say_how(self, here, capsys):
         shutil.rmtree("run")
         assert gradientless(*training("run", *OWN)) == 0
-        told = " ".join(capsys.readouterr().out.split())
+        found = capsys.readouterr()
+        told = " ".join(found.out.split())
+        assert "cannot be opened again" not in " ".join(found.err.split())
         assert "gradientless predict run 'a text' --trust-code" in told
         assert "gradientless replay run --trust-code" in told
 
