@@ -1,4 +1,5 @@
-# make demo: environment, install, starter model and data, a real run, its plot and table. make test: the test suite.
+# make demo: environment, install, starter model and data, a real run, its plot and table. make demo-head: a second one,
+# of a head. make test: the test suite.
 # make test-newest, make test-oldest: the suite with the newest and the oldest versions that pyproject.toml allows.
 PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
@@ -9,7 +10,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-newest test-oldest product matrix check bench constraints clean
+.PHONY: demo demo-head test test-newest test-oldest product matrix check bench constraints clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt constraints.py
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,9 @@ endif
 	@touch $@
 
 demo: $(VENV)/.installed
+	$(BIN)/gradientless train demo --yes
+
+demo-head: $(VENV)/.installed
 	$(BIN)/gradientless train --yes
 
 test: $(VENV)/.installed

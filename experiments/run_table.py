@@ -202,9 +202,10 @@ def main() -> None:
     if kept.exists():
         results = json.loads(kept.read_text("utf-8"))
     if not arguments.report:
-        held_back = tuning_data(place / "tune-data", table, data)
+        grids = any("grid" in method for method in table["methods"].values())
+        held_back = tuning_data(place / "tune-data", table, data) if grids else {}
         for name, method in table["methods"].items():
-            if name not in results and "stages" in method:  # of other methods, as these were chosen
+            if name not in results and "grid" not in method:  # it is as it is, or stages of others as these were chosen
                 results[name] = {"chosen": {}, "tried": [], "tuning_seconds": 0.0, "runs": []}
             elif name not in results:
                 print(f"{name}: tuning", flush=True)
