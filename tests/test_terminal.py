@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import io
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import gradientless
-from gradientless import cli
-from gradientless.terminal import Console, Told, plain, say
+from gradientless import cli, terminal
+from gradientless.terminal import Console, Counter, Told, duration, plain, say
 
 NASTY = "a\x1b[31mred\x1b]0;title\x07 [/red] [bold]x \x9b2J \u202e :smile:\r"
 SHOWN = "a\\x1b[31mred\\x1b]0;title\\x07 [/red] [bold]x \\x9b2J \\u202e :smile:\\r"
@@ -50,6 +52,52 @@ def test_a_progress_bar():
     written = out.getvalue()
     assert SHOWN.partition("\\x07")[0] in written and "[bold]x \\x9b2J \\u202e :smile:" in written
     assert not set(written) & set("\x1b\x07\x9b\u202e\r")
+
+
+class TestACounter:
+    """Long work is seen: a bar on a terminal, lines elsewhere."""
+
+    def test_off_a_terminal_says_a_line_now_and_then(self, monkeypatch):
+        """Also while a single part of the work takes longer."""
+        lines: list[str] = []
+        enough = threading.Event()
+        console = Console(file=io.StringIO(), width=300)
+        monkeypatch.setattr(terminal, "LINE_EVERY", 0.01)
+        monkeypatch.setattr(console, "print", lambda line, **_: (lines.append(line), len(lines) > 3 and enough.set()))
+        with Counter(console, "features", 1200) as counter:
+            counter.reach(400)
+            assert enough.wait(60)
+        assert lines[-1].startswith("features    400 of 1,200  ") and lines[-1].endswith(" left")
+        told = len(lines)
+        time.sleep(0.1)
+        assert len(lines) <= told + 1  # one that was on its way
+
+    def test_off_a_terminal_says_what_is_worth_a_line(self):
+        out = io.StringIO()
+        with Counter(Console(file=out, width=300), "training", 20, done=5) as counter:
+            counter.reach(10, "loss 0.5")
+            assert not out.getvalue()
+            counter.reach(20, "loss 0.25", tells=True)
+        assert out.getvalue() == "training    20 of 20  loss 0.25\n"
+
+    @pytest.mark.parametrize("options", [{"shown": False}, {}])
+    def test_that_is_not_shown_says_nothing(self, options, monkeypatch):
+        monkeypatch.setattr(terminal, "LINE_EVERY", 0.001)
+        out = io.StringIO()
+        with Counter(Console(file=out, quiet=not options, force_terminal=False), "x", 2, **options) as counter:
+            counter.reach(1, tells=True)
+            time.sleep(0.05)
+        assert not out.getvalue()
+
+    def test_on_a_terminal_is_a_bar(self):
+        out = io.StringIO()
+        with Counter(Console(file=out, width=300, force_terminal=True), NASTY, 20, stays=True) as counter:
+            counter.reach(7, "loss 0.5", tells=True)
+        assert "7/20" in out.getvalue() and "loss 0.5" in out.getvalue() and "7 of 20" not in out.getvalue()
+
+    @pytest.mark.parametrize(("seconds", "said"), [(99.4, "99 s"), (600, "10 min"), (6100, "1.7 h")])
+    def test_durations(self, seconds, said):
+        assert duration(seconds) == said
 
 
 def test_an_error_is_escaped(capsys, tmp_path, monkeypatch):

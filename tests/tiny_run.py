@@ -64,12 +64,13 @@ def arguments(
     model: str, table: str, out: Path, *more: str, steps: int | None = 20, optimizer: str = "gld"
 ) -> list[str]:
     """The command line of a training run; `more` are further options and key=value settings."""
-    what = ["--data", table, "--model", model, "--max-length", "16", "--batch-size", "16", "surface.pooling=mean"]
-    how = ["--optimizer", optimizer, "--device", "cpu", "--out", str(out)]
-    how += [] if steps is None else ["--steps", str(steps)]
+    usual = {"--data": table, "--model": model, "--max-length": "16", "--batch-size": "16", "--optimizer": optimizer}
+    usual |= {"--device": "cpu", "--out": str(out)} | ({} if steps is None else {"--steps": str(steps)})
+    options = [part for option, value in usual.items() if option not in more for part in (option, value)]
     often = [f"{key}_every={n}" for key, n in (("evaluate", 10), ("checkpoint", 10), ("log", 5))]
     given = {setting.partition("=")[0] for setting in more}
-    return ["train", *what, *how, *(setting for setting in often if setting.partition("=")[0] not in given), *more]
+    often = [setting for setting in often if setting.partition("=")[0] not in given]
+    return ["train", *options, "surface.pooling=mean", *often, *more]
 
 
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -102,7 +103,7 @@ def outcome(run: Path) -> dict[str, str]:
     found = {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
     if (run / "summary.json").exists():
         summary = json.loads((run / "summary.json").read_text("utf-8"))
-        found["before and after"] = json.dumps([summary.get("before"), summary.get("answers")])
+        found |= {key: json.dumps(summary[key]) for key in ("before", "answers") if key in summary}
     return found
 
 

@@ -56,6 +56,34 @@ def finished(table, tiny_model, tmp_path_factory) -> Path:
     return out
 
 
+def test_off_a_terminal_an_evaluation_has_its_line(table, tiny_model, tmp_path, capsys):
+    assert run(*training(table, tiny_model, tmp_path / "run", "surface.name=full", "surface.head=linear")) == 0
+    first, *lines = [line for line in capsys.readouterr().err.split("\n") if line.startswith("training    ")]
+    assert re.fullmatch(r"training    0 of 8  accuracy \d+\.\d\d%", first)  # no step was measured yet
+    assert [line[12] for line in lines] == ["4", "8"]
+    number = r"\d[\d.,e+-]*"
+    of_steps = rf"training    \d of 8  loss {number}  accuracy {number}%  {number} (passes/s|s a pass)(  \d+ s left)?"
+    assert all(re.fullmatch(of_steps, line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--seed", "1", "--seed", "2"), "--seed: must be given once, got 2 values"),
+        (("--seed=1", "--steps", "3", "--seed=1"), "--seed: must be given once, got 2 values"),
+        (("--seed", "1", "seed=2"), "seed: must be given once, got 1 and 2"),
+    ],
+)
+def test_an_option_has_one_value(arguments, line, fails, tmp_path):
+    assert fails("train", "--out", str(tmp_path / "run"), *arguments) == [line]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_of_several_values_is_given_several_times(capsys):
+    assert run("profile", "--fits", "nothing", "--model", "a/b", "--model", "c/d") == 2
+    assert "given once" not in capsys.readouterr().err
+
+
 class TestTheWholeWay:
     def test_a_run_leaves_its_files(self, finished):
         names = {path.name for path in finished.iterdir()}

@@ -145,6 +145,9 @@ def test_all_mistakes_at_once():
         (["surface.head=librry"], "surface.head: must be 'auto', 'library', 'two-layer' or 'linear', got 'librry'"),
         (["surface.dropout=1"], "surface.dropout: must be < 1, got 1"),
         (["steps=3", "steps=4"], "steps: must be given once, got 3 and 4"),
+        (["optimizer.radius=0.1", "optimizer={radius=0.2}"], "optimizer.radius: must be given once, got 0.1 and 0.2"),
+        (["optimizer={radius=nan}", "optimizer.radius=1"], "optimizer.radius: must be given once, got nan and 1"),
+        (["data.path=x", "data=3"], "data: must be given once, got {'path': 'x'} and 3"),
         (["seed=1", "seed.x=2"], "seed.x: must not stand beside a value of 'seed' itself, got 2"),
         (["optimizer.name=nofile.py:X"], "optimizer: must name an existing file in 'file.py:Class', got 'nofile.py:X'"),
     ],
@@ -198,6 +201,10 @@ class TestLayers:
 
     def test_default_takes_a_value_back(self):
         assert "entries" not in RunConfig.load("starter", ["optimizer.entries=default"]).optimizer.arguments
+
+    def test_keys_of_one_table_are_gathered(self):
+        config = RunConfig.load("starter", ["optimizer.radius=0.1", "optimizer={name='gld', radius=0.1, candidates=2}"])
+        assert (config.optimizer.arguments["radius"], config.optimizer.arguments["candidates"]) == (0.1, 2)
 
     def test_flags_and_overrides_may_not_disagree(self):
         assert lines("starter", ["steps=4"], {"steps": 3}) == ["steps: must be given once, got 3 and 4"]

@@ -47,6 +47,10 @@ def test_close_shows_results_and_what_to_do_next(logged, folder):
     assert folder.plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_seconds_include_features():
+    assert ("seconds", "42.3 s") in report.closing_rows({**SUMMARY, "features_seconds": 30.0})
+
+
 def test_no_plot_before_the_first_evaluation(folder):
     folder.append_metrics({"step": 1, "split": "train", "forward_passes": 21, "loss": 0.7})
     assert report.plot(folder) is False and not folder.plot.exists()

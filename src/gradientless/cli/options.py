@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from gradientless.errors import UserError
 from gradientless.inputs import is_file
 from gradientless.terminal import say
 
 STOPPED = 130  # the exit code after a stop signal, so that `train && predict` does not go on
 
+
+class _Commands(TyperGroup):
+    """Commands whose options hold one value: of two, click takes the last without a word."""
+
+    def resolve_command(self, context: Any, arguments: list[str]) -> tuple[Any, Any, list[str]]:
+        name, command, rest = super().resolve_command(context, arguments)
+        assert command is not None
+        parser = command.make_parser(command.context_class(command, parent=context, resilient_parsing=True))
+        *_, order = parser.parse_args(list(rest))
+        once = Counter(each.opts[0] for each in order if not (each.multiple or getattr(each, "is_flag", True)))
+        if lines := [f"{option}: must be given once, got {n} values" for option, n in once.items() if n > 1]:
+            raise UserError("\n".join(lines))
+        return name, command, rest
+
+
 app = typer.Typer(
     name="gradientless",
+    cls=_Commands,
     help="Fine-tune language models with forward passes: direct search, exactly replayable.",
     epilog="Start with: gradientless train",
     no_args_is_help=True,

@@ -218,17 +218,15 @@ def replay(
     gradientless replay runs/thesis --base models/distilbert --out audit/
     """
     from gradientless.run.replay_run import replay_run
-    from gradientless.terminal import Console, counting_bar
+    from gradientless.terminal import Console, Counter
 
-    bar = counting_bar(Console(stderr=True))
-    task = bar.add_task("replaying", total=None)
-
+    counters: list[Counter] = []
     with contextlib.ExitStack() as showing:
 
         def progress(done: int, total: int) -> None:
-            if done == 1:  # what is refused before the first step is one line alone
-                showing.enter_context(bar)
-            bar.update(task, completed=done, total=total)
+            if not counters:  # what is refused before the first step is one line alone
+                counters.append(showing.enter_context(Counter(Console(stderr=True), "replaying", total)))
+            counters[0].reach(done)
 
         found = replay_run(run, base, out, progress, keep=True, trust_code=trust_code)
     width = max(20, *map(len, found))

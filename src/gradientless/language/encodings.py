@@ -14,7 +14,7 @@ from gradientless.errors import UserError
 from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
 from gradientless.language.tasks.base import Example
-from gradientless.terminal import Console, counting_bar
+from gradientless.terminal import Console, Counter
 
 VERSION = 1  # raise it when the same key would mean other ids
 AT_A_TIME = 4096  # rows; the tokenizer's answer to all of them at once would take kilobytes a row
@@ -74,16 +74,13 @@ def encoded(
     many = len(examples) >= LARGE
 
     def made() -> list[Ragged]:
-        if many and not console.is_terminal:  # which shows no bar
-            console.print(f"token ids   are made of {len(examples):,} rows", highlight=False)
         parts: list[list[Ragged]] = [[] for _ in range(columns)]
-        with counting_bar(console, many) as progress:
-            bar = progress.add_task("token ids", total=len(examples))
+        with Counter(console, "token ids", len(examples), shown=many) as counter:
             for begin in range(0, len(examples), AT_A_TIME):
                 some = range(begin, min(begin + AT_A_TIME, len(examples)))
                 for part, rows in zip(parts, code(some), strict=True):
                     part.append(Ragged.of(rows))
-                progress.advance(bar, len(some))
+                counter.advance(len(some))
         return [_joined(part) for part in parts]
 
     identity = _identity(tokenizer) if many else None

@@ -16,7 +16,7 @@ from gradientless.errors import UserError
 from gradientless.language.data import EncodedRows
 from gradientless.language.kept import kept
 from gradientless.language.starter import cache_folder
-from gradientless.terminal import Console, counting_bar
+from gradientless.terminal import Console, Counter
 
 VERSION = 1  # raise it when the same key would mean other numbers
 
@@ -208,12 +208,11 @@ def _fill(
     order = np.argsort(encoded.lengths, kind="stable")
     try:
         file = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
-        with counting_bar(console) as progress:
-            bar = progress.add_task(title, total=len(order))
+        with Counter(console, title, len(order)) as counter:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 fill(file, rows)
-                progress.advance(bar, len(rows))
+                counter.advance(len(rows))
         file.flush()
     except OSError as error:
         need = shape[0] * shape[1] * dtype.itemsize / 2**20

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -86,37 +86,40 @@ DEFAULT = object()  # "take the recipe's value back"
 
 
 def keyboard_layer(overrides: Iterable[str], flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What flags and `key=value` overrides say together, and a line for each that cannot stand."""
     layer: dict[str, Any] = {}
     lines: list[str] = []
-    given: dict[str, Any] = {}
     for key, value in flags.items():
         if value is not None:
-            given[key] = value
-            _put(layer, key, value, lines)
+            _put(layer, key.split("."), value, lines)
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             lines.append(f"override: must be key=value, got '{override}'")
             continue
-        value = DEFAULT if text.strip() == "default" else parse_value(text)
-        if key in given and given[key] != value:
-            lines.append(f"{key}: must be given once, got {shown(given[key])} and {shown(value)}")
-            continue
-        given[key] = value
-        _put(layer, key, value, lines)
+        _put(layer, key.split("."), DEFAULT if text.strip() == "default" else parse_value(text), lines)
     return layer, lines
 
 
-def _put(layer: dict[str, Any], key: str, value: Any, lines: list[str]) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
+def _put(layer: dict[str, Any], path: Sequence[str], value: Any, lines: list[str]) -> None:
+    """Set the value at `path`, a table key by key; a line where another value stands there already."""
+    *parents, last = path
+    for depth, parent in enumerate(parents, 1):
         below = layer.setdefault(parent, {})
         if not isinstance(below, dict):
-            lines.append(f"{key}: must not stand beside a value of '{parent}' itself, got {shown(value)}")
+            beside = ".".join(path[:depth])
+            lines.append(f"{'.'.join(path)}: must not stand beside a value of '{beside}' itself, got {shown(value)}")
             return
         layer = below
-    layer[last] = value
+    there = layer.setdefault(last, {} if isinstance(value, dict) else value)
+    if isinstance(value, dict) and isinstance(there, dict):
+        for key, each in value.items():
+            told: list[str] = []
+            _put(there, [key], each, told)
+            lines += [f"{'.'.join(path)}.{line}" for line in told]
+    elif repr(there) != repr(value):  # by what they look like: 1 is not true, and nan is nan
+        lines.append(f"{'.'.join(path)}: must be given once, got {shown(there)} and {shown(value)}")
 
 
 def stack(below: dict[str, Any], above: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -56,6 +56,8 @@ def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append((name, f"{shown} after {stage['forward_passes']:,} passes"))
     for key, unit in (("forward_passes", ""), ("steps", ""), ("seconds", " s"), ("peak_memory_mib", " MiB")):
         value = summary.get(key)
+        if key == "seconds" and value is not None:
+            value += summary.get("features_seconds", 0.0)  # which people wait for, too
         if isinstance(value, (int, float)):
             shown = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
             name = "peak memory above the model" if key == "peak_memory_mib" else key.replace("_", " ")

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 
 from gradientless.errors import NotFinite, UserError, one_line, with_kind
@@ -65,7 +64,7 @@ from gradientless.schema import Maybe, fits, of_fields
 from gradientless.search.noise import Noise
 from gradientless.search.optim import ForwardOptimizer
 from gradientless.search.trajectory import Trajectory
-from gradientless.terminal import Console, Told
+from gradientless.terminal import Console, Counter
 from gradientless.writing import replacing
 
 FIGURES = (*METRICS, "loss", "reward")  # of a summary, in their order
@@ -77,6 +76,7 @@ MEASURED = ("start", "step", "evaluation")  # what memory is measured of: "start
 LOOKED_AT = 64  # rows, of which the shortest and the longest show whether padding is read
 ASKED = 200  # validation rows whose answers are kept, to be told beside those of before the first step
 TOLD = 6  # of them that changed, which are kept whole
+SLOW = 0.1  # seconds of a step from which every step is shown
 SHOWN = 4  # rows whose scores the saved model must give again
 PARTS = {"adapter": "adapter", "head": "head", "side": "side network"}  # of a surface, in words
 SHARED_FROM = 1 << 27  # products of a head pass below which threads wait for each other longer than they work
@@ -475,7 +475,10 @@ class Run:
         return [log[step] for step in range(self.done.step, len(log))]
 
     def loop(
-        self, tail: list[bytes], bar: Callable[[float, float | None], None], asked_to_stop: Callable[[], bool]
+        self,
+        tail: list[bytes],
+        show: Callable[[float | None, float | None, bool], None],
+        asked_to_stop: Callable[[], bool],
     ) -> None:
         config, done, folder = self.config, self.done, self.folder
         earlier = folder.read_timings()
@@ -489,7 +492,7 @@ class Run:
                 accuracy = self._evaluated(events, start)
                 done.untuned, done.answers = self.last or {}, self.answers
                 self.memory.end("evaluation")
-                bar(float("nan"), accuracy)
+                show(None, accuracy, True)
             while done.step < self.steps and not done.ended:
                 t, begin = done.step, time.perf_counter()
                 logged = tail[t - first] if t - first < len(tail) else None
@@ -516,15 +519,16 @@ class Run:
                     self.warn_of_divergence(mean)
                     done.logs, done.last_loss = done.logs + 1, mean if done.loss_count else None
                     done.loss_sum, done.loss_count = 0.0, 0
-                    bar(mean, accuracy)
-                elif done.step % 10 == 0:
-                    bar(loss, accuracy)
+                    show(mean, accuracy, False)
+                elif done.step % 10 == 0 or (self.step_seconds and self.step_seconds[-1] > SLOW):
+                    show(loss, accuracy, False)
                 if last and self.forward is not None:
                     self.forward.finish()
                 evaluates = done.step % config.evaluate_every == 0 or last or done.diverged
                 if evaluates:
                     self.memory.end("step")
                     accuracy = self._evaluated(events, start)
+                    show(done.last_loss if last else loss, accuracy, True)
                     waited = config.patience is not None and done.stale >= config.patience
                     done.ended = waited or done.diverged
                 stop = asked_to_stop()  # asked once: a signal between two answers would stop without saving
@@ -678,8 +682,8 @@ def _train(
             f"resuming    from step {run.done.step:,}, with {len(tail):,} logged steps to repeat", highlight=False
         )
     try:
-        with run.threads(), _StopSignals() as asked, _bar(console, run) as bar:
-            run.loop(tail, bar, asked)
+        with run.threads(), _StopSignals() as asked, _shown(console, run) as show:
+            run.loop(tail, show, asked)
     except NotFinite as error:
         raise run.stopped(str(error)) from None
     except (MemoryError, RuntimeError) as error:
@@ -860,39 +864,38 @@ class _StopSignals:
             signal.signal(number, handler)
 
 
-class _bar:
-    """The live line of a run: steps, loss, accuracy, forward passes a second."""
+class _shown:
+    """What is seen of a run's steps while it runs: loss, accuracy, and how fast it goes."""
 
     def __init__(self, console: Console, run: Run):
         self._console, self._run = console, run
 
-    def __enter__(self) -> Callable[[float, float | None], None]:
+    def __enter__(self) -> Callable[[float | None, float | None, bool], None]:
         run = self._run
         if run.steps - run.done.step > 50:
             passes, minutes = run.predict_cost()
             left = 1 - run.done.step / run.steps
             cost = f"{passes:,} forward passes in {run.steps:,} steps, about {max(0.1, minutes * left):.1f} minutes"
             self._console.print(f"expected    {cost}, {run.memory.highest:.0f} MiB above the model", highlight=False)
-        columns = (Told(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, Told("{task.fields[note]}"), console=self._console)
-        task = self._progress.add_task("training", total=run.steps, completed=run.done.step, note="")
-        self._progress.start()
+        self._counter = Counter(self._console, "training", run.steps, run.done.step, stays=True)
+        self._counter.__enter__()
         begin, before = time.perf_counter(), run.done.forward_passes
 
-        def update(loss: float, accuracy: float | None) -> None:
-            speed = (run.done.forward_passes - before) / max(1e-9, time.perf_counter() - begin)
-            shown = (
-                "" if accuracy is None else f"  {'token F1' if run.shown == 'f1' else run.shown} {100 * accuracy:.2f}%"
-            )
-            if run.reward is not None and accuracy is not None:
-                shown = f"  reward {accuracy:.4g}"
-            note = f"loss {loss:.4f}{shown}  {speed:,.0f} passes/s"
-            self._progress.update(task, completed=run.done.step, note=note)
+        def show(loss: float | None, accuracy: float | None, evaluated: bool) -> None:
+            parts = [] if loss is None else [f"loss {loss:.4f}"]
+            if accuracy is not None and run.reward is not None:
+                parts.append(f"reward {accuracy:.4g}")
+            elif accuracy is not None:
+                parts.append(f"{'token F1' if run.shown == 'f1' else run.shown} {100 * accuracy:.2f}%")
+            if passes := run.done.forward_passes - before:
+                seconds = max(1e-9, time.perf_counter() - begin) / passes
+                parts.append(f"{1 / seconds:,.0f} passes/s" if seconds < 0.1 else f"{seconds:.2g} s a pass")
+            self._counter.reach(run.done.step, "  ".join(parts), evaluated)
 
-        return update
+        return show
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._counter.__exit__()
 
 
 def _what_fits(run: Run) -> UserError:
