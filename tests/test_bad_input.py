@@ -267,7 +267,8 @@ class TestResume:
         kept = log.read_bytes()
         arguments = command()
         arguments[arguments.index("--out") + 1] = str(tmp_path / "second")
-        assert run([*arguments, "--model", other]) == 0
+        arguments[arguments.index("--model") + 1] = other
+        assert run(arguments) == 0
         log.write_bytes((tmp_path / "second" / "trajectory.bin").read_bytes())
         (line,) = refused([*command(), "--resume"])
         model = command()[command().index("--model") + 1]

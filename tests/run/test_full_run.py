@@ -219,7 +219,8 @@ def test_replay_tells_its_progress(ended, tmp_path):
 def test_tuned_weights_are_not_the_base(ended, models):
     for method in METHODS:
         base = load_file(Path(models[METHODS[method][0]]) / "model.safetensors")
-        tuned = load_file(ended(method) / "model" / "model.safetensors")
+        (file,) = (ended(method) / "model").rglob("model.safetensors")
+        tuned = load_file(file)
         tensors = {name: tensor for name, tensor in tuned.items() if name in base}
         assert tensors and sum(not torch.equal(base[name].to(t.dtype), t) for name, t in tensors.items()) > 10
         half = any(each in METHODS[method][2] for each in HALF)
