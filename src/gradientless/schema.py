@@ -151,6 +151,15 @@ def checksum(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` between their checksums."""
     first, last = SEALS

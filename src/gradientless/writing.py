@@ -93,7 +93,7 @@ def replacing(target: Path) -> Iterator[Path]:
     """An empty folder to write into, which takes the place of the folder `target` when the block ends well."""
     temporary = temporary_name(target)
     remove(temporary)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()  # where the folder around it is gone, this fails, rather than begin another
     try:
         yield temporary
     except BaseException:

@@ -170,12 +170,33 @@ class TestTheWholeWay:
         model = (finished / "model" / "model.safetensors").read_bytes()
         assert (out / "model" / "model.safetensors").read_bytes() == model
 
-    def test_other_errors_are_shown_whole(self, table, tiny_model, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.EIO, "broken"),
+            SafetensorError("I/O error: broken (os error 5)"),
+            OSError(errno.EROFS, "broken", b"place"),
+        ],
+        ids=["without a name", "a library's", "with a name in bytes"],
+    )
+    def test_an_error_of_the_system_is_one_line(self, error, table, tiny_model, tmp_path, monkeypatch, fails):
         def wrong(*_: object) -> None:
-            raise OSError(errno.EIO, "other")
+            raise error
+
+        def lost(*_: object) -> None:
+            raise OSError(errno.EROFS, "read-only", "another")
 
         monkeypatch.setattr(RunFolder, "save_checkpoint", wrong)
-        with pytest.raises(OSError, match="other"):
+        monkeypatch.setattr(RunFolder, "withdraw", lost)
+        line = fails(*training(table, tiny_model, tmp_path / "run"))[-1]
+        assert line.startswith("file: must be one that can be used, got ") and "broken" in line
+
+    def test_other_errors_are_shown_whole(self, table, tiny_model, tmp_path, monkeypatch):
+        def wrong(*_: object) -> None:
+            raise RuntimeError("other")
+
+        monkeypatch.setattr(RunFolder, "save_checkpoint", wrong)
+        with pytest.raises(RuntimeError, match="other"):
             cli.main(training(table, tiny_model, tmp_path / "run"))
 
     def test_a_finished_run_is_not_overwritten(self, finished, table, tiny_model, fails):

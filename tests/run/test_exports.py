@@ -25,7 +25,7 @@ import tiny_run
 from gradientless.errors import UserError
 from gradientless.language import backbone
 from gradientless.language.surfaces import SURFACES
-from gradientless.language.surfaces.saved import note_made, note_rows
+from gradientless.language.surfaces.saved import note_made, note_rows, read_note, write_note
 from gradientless.language.tasks import Example, Prompt
 from gradientless.run.card import code_span, quoted
 from gradientless.run.predict import predict_labels
@@ -245,7 +245,7 @@ def test_a_classifier_of_several_labels_a_text_becomes_one_of_one(model, tmp_pat
 
 
 def test_a_folder_of_an_early_version_opens(model, tmp_path):
-    """It kept the model of a head, or of a side network, at the top."""
+    """It kept the model of a head, or of a side network, at the top, and no checksums of files."""
     for name, more in (("head", {"head": "two-layer"}), ("lst", {"readout": "classifier"})):
         surface = tuned(name, model("bert"), **more)
         surface.save(tmp_path / name)
@@ -253,6 +253,8 @@ def test_a_folder_of_an_early_version_opens(model, tmp_path):
         for file in (tmp_path / name / "body").iterdir():
             file.rename(tmp_path / name / file.name)
         (tmp_path / name / "body").rmdir()
+        note = {key: value for key, value in read_note(tmp_path / name).items() if key != "format"}
+        write_note(tmp_path / name, {**note, "files": {}})
         assert predicted(tmp_path / name, Example(TEXT, 0)) == expected
 
 

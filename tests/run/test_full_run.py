@@ -63,7 +63,7 @@ KILLED = {"walk rademacher": (("logits", 6), ("_log", 9)), "inject": (("logits",
 """method -> where it is killed, and after which step."""
 STEPS = 12
 PATIENCE = 120.0  # seconds after which a process counts as hanging
-PRELOADED = ["gradientless.cli", "gradientless.run.train", "gradientless.run.report", "torch.utils.tensorboard"]
+PRELOADED = ["gradientless.cli", "gradientless.run.train", "gradientless.run.report", "gradientless.run.events"]
 PRELOADED += ["gradientless.language.surfaces.head_session", "transformers", "matplotlib.backends.backend_agg"]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import tiny_run
 
-PRELOADED = ["gradientless.cli", "gradientless.run.train", "gradientless.run.report", "torch.utils.tensorboard"]
+PRELOADED = ["gradientless.cli", "gradientless.run.train", "gradientless.run.report", "gradientless.run.events"]
 PRELOADED += ["gradientless.language.surfaces.head_session", "transformers", "matplotlib.backends.backend_agg"]
 PATIENCE = 60.0  # seconds after which a run counts as hanging
 

@@ -225,7 +225,6 @@ def test_events_of_later_steps_are_purged(folder):
         writer = folder.events(resumed_at)
         for step in steps:
             writer.add_scalar("loss", step + (0.5 if resumed_at else 0), step)
-        writer.close()
     read = EventAccumulator(str(folder.tensorboard))
     read.Reload()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4.5), (5, 5.5), (6, 6.5)]

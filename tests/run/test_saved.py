@@ -11,6 +11,7 @@ from tiny_models import EXAMPLES, make_tokenizer
 import tiny_run
 from gradientless import cli
 from gradientless.language.surfaces import SURFACES, HeadSurface
+from gradientless.language.surfaces.saved import note_files
 from gradientless.run.evaluation import reads_padding, saved_otherwise
 
 LABELS = ("bad", "good")
@@ -107,6 +108,7 @@ class TestSaved:
             tensors = load_file(folder / "model.safetensors")
             name = "classifier.weight"
             save_file(tensors | {name: (tensors[name] * 8).round() / 8}, folder / "model.safetensors", {"format": "pt"})
+            note_files(folder)
 
         for name in ("well", "rounded"):
             if name == "rounded":

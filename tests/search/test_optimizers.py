@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import pickle
+import random
 import warnings
 from typing import Any
 
@@ -338,6 +339,31 @@ def test_replay_is_training(key, variant, dtype, tmp_path):
     assert make(key, variant, whole, seed=5).replay(tmp_path / "log") == STEPS
     assert same(values(whole), values(params))
     assert not same(values(whole), values(make_params(dtype)))
+
+
+@pytest.mark.parametrize(("key", "variant"), VARIANTS)
+def test_records_of_other_bytes_are_replayed_or_told_in_one_line(key, variant, tmp_path):
+    """Of one who knows how to make a log: its check sums are right."""
+    params = make_params()
+    optimizer = make(key, variant, params, seed=5)
+    optimizer.record(tmp_path / "log")
+    train(optimizer, Closure(params), 6)
+    whole, chosen = list(Trajectory.open(tmp_path / "log")), random.Random(f"{key} {variant}")
+    for number in range(40):
+        again = make(key, variant, make_params(), seed=5)
+        log = Trajectory(tmp_path / f"log-{number}", optimizer.trajectory.header)
+        other = chosen.randrange(len(whole))
+        for step, payload in enumerate(whole):
+            if step == other and payload:
+                at, how = chosen.randrange(len(payload)), chosen.randrange(3)
+                put = bytes([chosen.choice((0, 1, 127, 128, 255, chosen.randrange(256)))])
+                payload = payload[:at] + (b"" if how == 1 else put) + payload[at + (how != 2) :]
+            log.append(payload)
+        log.close()
+        try:
+            again.replay(tmp_path / f"log-{number}")
+        except UserError as error:
+            assert str(error) and "\n" not in str(error)
 
 
 def test_replay_refuses_a_log_of_other_options_or_another_base(tmp_path):

@@ -115,7 +115,7 @@ def test_a_foreign_file_is_refused(tmp_path):
     path.write_bytes(MAGIC + b"{not json\n")
     with pytest.raises(UserError, match="must have a header of JSON, got a damaged line 2"):
         Trajectory.open(path)
-    with pytest.raises(UserError, match=r"trajectory: .*absent must be readable: No such file"):
+    with pytest.raises(UserError, match=r"trajectory: .*absent must be readable, got: No such file"):
         Trajectory.open(tmp_path / "absent")
 
 
@@ -123,10 +123,10 @@ def test_a_new_log_overwrites_nothing(tmp_path):
     path = tmp_path / "log"
     written(path)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"trajectory: .*log must be a new file: File exists"):
+    with pytest.raises(UserError, match=r"trajectory: .*log must be a new file, got: File exists"):
         Trajectory(path, HEADER)
     assert path.read_bytes() == before
-    with pytest.raises(UserError, match="must be a new file: No such file"):
+    with pytest.raises(UserError, match="must be a new file, got: No such file"):
         Trajectory(tmp_path / "no" / "log", HEADER)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gradientless.errors import UserError
+from gradientless.errors import UserError, one_line
 from gradientless.inputs import halves
 
 INSTALL = "gradientless: the package '{}' is missing; install it with: pip install 'gradientless[run]'"
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NUMBER = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it
 EXTRA = {"click", "datasets", "huggingface_hub", "matplotlib", "pydantic", "rich", "safetensors"}
 EXTRA |= {"tensorboard", "tokenizers", "tomli", "tomli_w", "transformers", "typer"}
 
@@ -51,11 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError:
         _end("memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model")
     except Exception as error:
-        if _is_of_a_full_disk(error):
-            _end("disk: must have room, got none left; free some, then repeat the command (a run: --resume)")
-        if not isinstance(error, OSError) or error.filename is None:
+        line = _line_of_the_system(error)
+        if line is None:
             raise
-        _end(f"file: must be one that can be used, got '{error.filename!s:.200}' ({error.strerror})")
+        _end(line)
     finally:
         warnings.formatwarning = kept
 
@@ -65,10 +67,20 @@ def _end(line: str) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def _is_of_a_full_disk(error: Exception) -> bool:
-    """Also where a library that writes has an error of its own for it, and only its words tell."""
-    of_the_system = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return of_the_system or os.strerror(errno.ENOSPC) in str(error)
+def _line_of_the_system(error: Exception) -> str | None:
+    """What is said of an error of the operating system; None for any other.
+
+    Also where a library that writes has an error of its own for it, and only its words tell."""
+    stated = _NUMBER.search(str(error))
+    number = int(stated[1]) if stated else error.errno if isinstance(error, OSError) else None
+    if number in _NO_ROOM or os.strerror(errno.ENOSPC) in str(error):
+        return "disk: must have room, got none left; free some, then repeat the command (a run: --resume)"
+    if number is None:
+        return None
+    if isinstance(error, OSError) and error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+        return f"file: must be one that can be used, got '{name:.200}' ({error.strerror})"
+    return f"file: must be one that can be used, got one that cannot: {one_line(error)}"
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -205,8 +206,9 @@ def _train(
     except typer.Exit:  # whose state is saved
         raise
     except Exception:
-        if fresh:
-            folder.withdraw()  # a mistake that shows only with the data or the model must not block the folder
+        if fresh:  # a mistake that shows only with the data or the model must not block the folder
+            with contextlib.suppress(OSError):  # a disk that takes nothing any more: the first error is the one to tell
+                folder.withdraw()
         raise
     report.close(folder, summary, Console())
 

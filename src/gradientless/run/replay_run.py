@@ -18,7 +18,7 @@ from gradientless.language.surfaces import Surface
 from gradientless.language.surfaces.adapter import ADAPTER_CONFIG, AdapterSurface, name_base
 from gradientless.language.surfaces.full import FullSurface
 from gradientless.language.surfaces.opening import Opening, opening
-from gradientless.language.surfaces.saved import NOTE, class_of, made_of, read_note, rows_of
+from gradientless.language.surfaces.saved import NOTE, changed, class_of, made_of, note_files, read_note, rows_of
 from gradientless.run.assemble import base_checksum, make_optimizer, make_rates, make_surface
 from gradientless.run.card import CARD, MADE, asked_with, card, made_by
 from gradientless.run.config import RunConfig, optimizer_options
@@ -207,6 +207,8 @@ def _replay(
             equal, result["bit-equal to the run"] = True, "not known: the run has gone on meanwhile"
         if not equal:
             warnings.warn("replay: the weights differ from the run's; another version of torch or numpy?", stacklevel=2)
+    if (folder.model / NOTE).exists() and (others := changed(folder.model)):
+        result["saved model"] = f"CHANGED: {', '.join(others)}"
     noise = str({**optimizer_options(config.optimizer.name)[0], **config.optimizer.arguments}.get("noise", "gaussian"))
     code = code_of(config)
     if then.get("code", code) != code:
@@ -259,6 +261,7 @@ def export_run(
     save_model(surface, place, noted, own, made)
     if surface.prompted and made.get("base") and made.get("unchanged") and (place / ADAPTER_CONFIG).exists():
         name_base(place, made["base"])
+        note_files(place)
     pairs = bool(noted.get("pairs"))
     here, there = (opening(surface, folder, pairs, bool(own)) for folder in (".", str(place)))
     asked = asked_with(surface, pairs) + (f" {TRUST}" if own else "")

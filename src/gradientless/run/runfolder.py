@@ -52,11 +52,22 @@ from gradientless.run.sealed import (
     finite,
     require_toml,
     sealed_toml,
-    sha256_of,
     write_json,
     write_sealed,
 )
-from gradientless.schema import COUNT, POSITIVE, Maybe, Nullable, Schema, fits, read_json, read_sealed, sealed, unsealed
+from gradientless.schema import (
+    COUNT,
+    POSITIVE,
+    Maybe,
+    Nullable,
+    Schema,
+    fits,
+    read_json,
+    read_sealed,
+    sealed,
+    sha256_of,
+    unsealed,
+)
 from gradientless.terminal import say_on_stderr
 from gradientless.writing import (
     append,
@@ -70,9 +81,9 @@ from gradientless.writing import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
 
     from gradientless.run.config import RunConfig
+    from gradientless.run.events import Events
 
 _METRICS = {str: Nullable(float)}  # null is one that ran away
 LEAVES = {
@@ -257,11 +268,12 @@ class RunFolder:
         log = Trajectory.read(self.trajectory) if self.trajectory.exists() else None
         if log or any(record["step"] for record in self.read_metrics()) or self._saved(CHECKPOINT):
             return
-        for place in (self.config, self.environment, self.trajectory, self.metrics, self.timings, self.tensorboard):
+        for place in (self.environment, self.trajectory, self.metrics, self.timings, self.tensorboard):
             remove(place)
         for place in self._saved(BEST):
             remove(place)
         self.sweep()
+        remove(self.config)  # last: while it is there, what is left is a run that can be gone on with
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -317,11 +329,11 @@ class RunFolder:
         """All records of timings.jsonl; a torn last line is left out, with a word."""
         return _read_lines(self.timings, TIMINGS_LINE, self.say) if self.timings.exists() else []
 
-    def events(self, resumed_at: int | None = None) -> SummaryWriter:
-        """A TensorBoard writer into tensorboard/. resumed_at: the last step to keep of an earlier writer's events."""
-        from torch.utils.tensorboard import SummaryWriter
+    def events(self, resumed_at: int | None = None) -> Events:
+        """A new file in tensorboard/. resumed_at: the last step to keep of earlier ones."""
+        from gradientless.run.events import Events
 
-        return SummaryWriter(str(self.tensorboard), purge_step=None if resumed_at is None else resumed_at + 1)
+        return Events(self.tensorboard, resumed_at)
 
     # --- whole files -----------------------------------------------------------------------------------------------
 
@@ -378,6 +390,12 @@ class RunFolder:
                 remove(other)
         return place
 
+    def drop_older(self, step: int, kind: str = CHECKPOINT) -> None:
+        """Remove checkpoints of earlier steps, which a run that was killed before it removed them left."""
+        for other in self._saved(kind):
+            if _step_of(other) < step:
+                remove(other)
+
     def load_checkpoint(self, kind: str = CHECKPOINT, device: str = "cpu") -> Saved | None:
         """(tensors, state, step) of the newest good checkpoint, or None when the run has none yet.
 
@@ -390,7 +408,7 @@ class RunFolder:
         for place in places:
             try:
                 record = _state(place / "state.json")
-                if record["step"] != int(place.name.removesuffix("-superseded").rpartition("-")[2]):
+                if record["step"] != _step_of(place):
                     raise ValueError(f"state.json is of step {record['step']}")
                 if sha256_of(place / "tensors.safetensors") != record["tensors"]:
                     raise ValueError("tensors.safetensors does not match its checksum")
@@ -494,6 +512,11 @@ def _state(file: Path) -> dict[str, Any]:
             raise ValueError("state.json does not match its checksum") from None
     fits("state.json", record, {"step": COUNT, "tensors": str, "state": dict})
     return dict(record)
+
+
+def _step_of(place: Path) -> int:
+    """Of a checkpoint, by its name."""
+    return int(place.name.removesuffix("-superseded").rpartition("-")[2])
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

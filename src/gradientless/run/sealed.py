@@ -5,7 +5,6 @@ What each holds, and how JSON is read back, is `schema`'s.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -68,12 +67,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return value
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -401,6 +401,7 @@ class Run:
             raise UserError(f"checkpoint of step {step}: must tell its own progress, {told}")
         if self.forward is None and (_options(self.optimizer) != options or not _fit(self.optimizer)):
             raise UserError(f"checkpoint of step {step}: must belong to this configuration, got another optimizer's")
+        self.folder.drop_older(step)
         for part, peak in self.done.peaks.items():
             self.memory.peaks[part] = max(peak, self.memory.peaks.get(part, 0.0))
         if self.done.best_step >= 0 and self.folder.load_checkpoint(BEST) is None:
@@ -437,6 +438,7 @@ class Run:
             place = self.folder.path / f"{BEST}-{self.done.best_step}"
             raise UserError(f"run: must hold the weights of the best evaluation, got none in '{place}'")
         self._set_weights(loaded[0])
+        self.folder.drop_older(loaded[2], BEST)
         self.done.best_step = loaded[2]
         fits(f"the state of {BEST}-{loaded[2]}", loaded[1], OF_BEST)
         self.by_class, self.answers = loaded[1].get("by_class", {}), loaded[1].get("answers", [])
@@ -542,7 +544,6 @@ class Run:
                 if stop and not last and not done.ended:
                     raise Stopped(done.step)
         finally:
-            events.close()
             if self.forward is not None and self.forward.trajectory is not None:
                 self.forward.trajectory.close()
 

@@ -72,7 +72,7 @@ class Trajectory:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._begin(header)
         except OSError as error:
-            raise UserError(f"trajectory: {self.path} must be a new file: {error.strerror}") from None
+            raise UserError(f"trajectory: {self.path} must be a new file, got: {error.strerror}") from None
 
     def _forget(self) -> None:
         """Know no record. A run may have millions of them, each smaller than Python's integers."""
@@ -100,7 +100,7 @@ class Trajectory:
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise UserError(f"trajectory: {path} must be readable: {error.strerror}") from None
+            raise UserError(f"trajectory: {path} must be readable, got: {error.strerror}") from None
         end = data.find(b"\n", len(MAGIC))
         if not data.startswith(MAGIC) or end < 0:
             raise UserError(f"trajectory: {path} must begin with '{MAGIC.decode().strip()}', got another file")
@@ -132,7 +132,7 @@ class Trajectory:
             try:
                 self._file = open_alone(self.path)  # which lives as long as the run
             except OSError as error:
-                raise UserError(f"trajectory: {self.path} must be writable: {error.strerror}") from None
+                raise UserError(f"trajectory: {self.path} must be writable, got: {error.strerror}") from None
             self._file.truncate(self._end)
             self._file.seek(self._end)
         return self._file
@@ -258,10 +258,7 @@ class Record:
         return taken
 
     def bytes(self, count: int, below: int = 256) -> list[int]:
-        taken = list(self.take(count))
-        if max(taken, default=0) >= below:
-            raise UserError(f"replay: a record must name candidates below {below}, got {max(taken)}; other options?")
-        return taken
+        return _chosen(list(self.take(count)), below)
 
     def floats(self, count: int) -> list[float]:
         return list(struct.unpack(f"<{count}f", self.take(4 * count)))
@@ -269,11 +266,15 @@ class Record:
     def doubles(self, count: int) -> list[float]:
         return list(struct.unpack(f"<{count}d", self.take(8 * count)))
 
-    def uint16(self, count: int) -> list[int]:
-        return list(struct.unpack(f"<{count}H", self.take(2 * count)))
+    def uint16(self, count: int, below: int = 1 << 16) -> list[int]:
+        return _chosen(list(struct.unpack(f"<{count}H", self.take(2 * count))), below)
 
-    def int64(self, count: int) -> Tensor:
-        return torch.frombuffer(bytearray(self.take(8 * count)), dtype=torch.int64).clone()
+    def positions(self, count: int, size: int) -> Tensor:
+        """So many of `size` entries: int64, sorted, none twice."""
+        found = torch.frombuffer(bytearray(self.take(8 * count)), dtype=torch.int64).clone()
+        if count and (int(found[0]) < 0 or int(found[-1]) >= size or bool((found.diff() < 1).any())):
+            raise UserError(f"replay: a record must select entries below {size}, in their order, got others")
+        return found
 
     def uint32(self) -> int:
         return int(struct.unpack("<I", self.take(4))[0])
@@ -284,3 +285,12 @@ class Record:
     def end(self) -> None:
         if self._at != len(self._payload):
             raise UserError("replay: a record must hold what the optimizer asks for, got a longer one; other options?")
+
+
+def _chosen(found: list[int], below: int) -> list[int]:
+    """`found`, in which each is one of so many, and none stands twice."""
+    if max(found, default=0) >= below:
+        raise UserError(f"replay: a record must name candidates below {below}, got {max(found)}; other options?")
+    if len(set(found)) < len(found):
+        raise UserError("replay: a record must name each candidate once, got one twice; other options?")
+    return found

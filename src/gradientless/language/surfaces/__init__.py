@@ -17,7 +17,7 @@ from gradientless.language.surfaces.lora import Ia3Surface, LoraSurface
 from gradientless.language.surfaces.lst import KLstSurface, LstSurface
 from gradientless.language.surfaces.part import BiasSurface, LayersSurface
 from gradientless.language.surfaces.prefix import PrefixSurface, PromptSurface
-from gradientless.language.surfaces.saved import NOTE, class_of, read_note
+from gradientless.language.surfaces.saved import NOTE, changed, class_of, read_note
 from gradientless.language.surfaces.side_lora import SideLoraSurface
 
 SURFACES: dict[str, type[Surface]] = {
@@ -49,9 +49,13 @@ def load(
     dtype: str | torch.dtype | None = None,
     own: Callable[[str], type[Surface]] | None = None,
 ) -> Surface:
-    """What the `save` of any surface wrote; by default in the dtype it was saved in. Raises `UserError`.
+    """What the `save` of any surface wrote; by default in the dtype it was saved in. Raises `UserError`, for files that
+    are not as they were saved, too.
 
     own: finds the class of the user's own that a folder names, "file.py:Class"."""
+    if others := changed(folder):
+        each = (f"{'a changed' if (Path(folder) / name).exists() else 'no'} '{name}'" for name in others)
+        raise UserError(f"model: must hold the files that were saved, got {' and '.join(each)} in '{folder}'")
     if named := class_of(folder):
         if own is None:
             told = f"must be opened by the class that saved it, '{named['name']}', got none; use the load of the class"

@@ -3,6 +3,9 @@
 At the top of a saved folder lies what plain transformers opens, with all that was tuned. A model that something of ours
 belongs to (a head of ours, a side network) lies in `body/`, so that no library takes the folder for a model with a
 classifier of its own, which it would fill with random weights.
+
+The note also holds checksums of all other files of the folder, since safetensors and JSON have none of their own: with
+one digit fallen over, they would be another model.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gradientless.errors import UserError, brief, one_of
-from gradientless.schema import POSITIVE, Maybe, Schema, fits, read_sealed, sealed
+from gradientless.schema import POSITIVE, Maybe, Schema, fits, read_sealed, sealed, sha256_of
 
 NOTE = "gradientless.json"
 HEAD_FILE = "head.safetensors"
@@ -29,22 +32,45 @@ FORMAT = 1
 OWN = "own"  # the readout of a model that a class of the user's own saved without a note
 CLASS = "class"  # the key of the class of the user's own that opens the model
 
-_READ = {"labels": [str], "max_length": POSITIVE, "dropout": float, "dtype": str}  # of a model that reads texts
+FILES = "files"
+_SUMS = {FILES: Maybe({str: str})}  # name -> sha256; early ones have none
+_READ = {
+    **_SUMS,
+    "labels": [str],
+    "max_length": POSITIVE,
+    "dropout": float,
+    "dtype": str,
+}  # of a model that reads texts
 PROMPT = {"text": str, "words": Maybe({str: str}), "score": Maybe(str), "answer": Maybe(str)}
 _SHAPES: dict[str, Schema] = {
     "head": {**_READ, "head": str, "pooling": str, "activation": str},
     "prompt": {**_READ, "prompt": PROMPT, "truncation": str, "padding": str, "max_new_tokens": Maybe(POSITIVE)},
     "tokens": _READ,
     "classifier": _READ,
-    "adapter": {"labels": [str], "options": dict},
-    OWN: {"labels": [str]},
+    "adapter": {**_SUMS, "labels": [str], "options": dict},
+    OWN: {**_SUMS, "labels": [str]},
 }
 
 
 def write_note(folder: Path, note: dict[str, Any]) -> None:
-    values = json.loads(json.dumps({"format": FORMAT, **note}))
+    """After all other files of the folder, whose checksums it takes, where `note` has none."""
+    values = json.loads(json.dumps({"format": FORMAT, FILES: _sums(folder), **note}))
     text = json.dumps(sealed(values), indent=2, ensure_ascii=False)
     (folder / NOTE).write_text(text + "\n", encoding="utf-8")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Of all files but the note itself, and what is for people, such as a model card."""
+    read = (path for path in folder.rglob("*") if path.is_file() and path != folder / NOTE and path.suffix != ".md")
+    files = sorted(read)
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def changed(folder: Path) -> list[str]:
+    """The files of a saved model that are not as they were saved, or gone. Raises `UserError` as `read_note` does."""
+    stated = read_note(folder).get(FILES, {})
+    found = _sums(Path(folder)) if stated else {}
+    return [name for name, checksum in stated.items() if found.get(name) != checksum]
 
 
 ROWS = "rows"
@@ -59,9 +85,16 @@ def note_rows(folder: Path, rows: Mapping[str, Any]) -> None:
 
 
 def _note_more(folder: Path, key: str, values: Mapping[str, Any]) -> None:
-    note = read_note(folder)
-    del note["format"]
-    write_note(folder, {**note, key: dict(values)})
+    write_note(folder, {**_to_write_again(folder), key: dict(values)})
+
+
+def _to_write_again(folder: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_note(folder).items() if key != "format"}
+
+
+def note_files(folder: Path) -> None:
+    """Take the files of `folder` as they are now for those that were saved."""
+    write_note(folder, {key: value for key, value in _to_write_again(folder).items() if key != FILES})
 
 
 MADE = "made"
@@ -84,8 +117,8 @@ def note_class(folder: Path, name: str, sha256: str | None, labels: Sequence[str
     and the checksum of its file."""
     note = {"surface": OWN, "readout": OWN, "labels": list(labels)}
     if (folder / NOTE).exists():
-        note = read_note(folder)
-        del note["format"]
+        note = _to_write_again(folder)
+        note.pop(FILES, None)  # the class may have changed files that a surface of ours had saved for it
     write_note(folder, {**note, CLASS: {"name": name, **({} if sha256 is None else {"sha256": sha256})}})
 
 

@@ -324,7 +324,7 @@ class ForwardOptimizer(torch.optim.Optimizer, metaclass=_Made):
         for block in self._due():
             if block.selection == "fisher":
                 assert block.entries is not None
-                found = selected(record.int64(block.entries), block.size, torch.device("cpu"))
+                found = selected(record.positions(block.entries, block.size), block.size, torch.device("cpu"))
                 self.space.install(block, self.t, found)
                 continue
             if _sum_of_selected(self._select(block, None), block) != record.uint32():
@@ -528,7 +528,7 @@ class ForwardOptimizer(torch.optim.Optimizer, metaclass=_Made):
         flags = record.bytes(1, 4)[0] if record.left() else 0
         if flags & 2:
             names = list(self.space.tensors)
-            self._told = frozenset(names[i] for i in record.uint16(record.uint16(1)[0]))
+            self._told = frozenset(names[i] for i in record.uint16(record.uint16(1)[0], len(names)))
         if flags & 1:
             self.space.settle()
         for points in self._queue:
@@ -734,7 +734,7 @@ class ForwardOptimizer(torch.optim.Optimizer, metaclass=_Made):
         self._losses([terms for group in request.groups for terms in group], None)
         self._recall_penalty(request.blocks)
         order = [record.bytes(min(request.keep, len(group)), len(group)) for group in request.groups]
-        groups = record.uint16(len(order)) if len(order) > 1 else [0]
+        groups = record.uint16(len(order), len(order)) if len(order) > 1 else [0]
         gains = record.floats(len(order)) if request.improvement else []
         return Ranking(order, groups, math.nan, gains)
 
@@ -763,6 +763,9 @@ class ForwardOptimizer(torch.optim.Optimizer, metaclass=_Made):
             if not count:
                 return
             rates = record.doubles(count)
+        if len(rates) != len(self.param_groups):
+            told = f"the rates of {len(self.param_groups)} groups, got those of {len(rates)}"
+            raise UserError(f"replay: a record must hold {told}; other options?")
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
 
