@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         _end(INSTALL.format(error.name.partition(".")[0]))
-    except MemoryError:
-        _end("memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model")
     except Exception as error:
+        if _is_of_memory(error):
+            _end("memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model")
         if _is_of_a_full_disk(error):
             _end("disk: must have room, got none left; free some, then repeat the command (a run: --resume)")
         if not isinstance(error, OSError) or error.filename is None:
@@ -63,6 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _end(line: str) -> NoReturn:
     say_on_stderr(line)
     raise SystemExit(2) from None
+
+
+def _is_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from gradientless.run.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _is_of_a_full_disk(error: Exception) -> bool:
