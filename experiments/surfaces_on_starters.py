@@ -26,6 +26,7 @@ from torch import Tensor
 from gradientless.errors import UserError
 from gradientless.language.surfaces import SURFACES, Surface, load
 from gradientless.language.surfaces.adapter import BASE
+from gradientless.language.surfaces.saved import body_of
 from gradientless.language.tasks.base import FILM_REVIEW_PROMPTS, Example, Prompt
 
 LABELS = ("negative", "positive")
@@ -119,7 +120,7 @@ def _scores(surface: Surface, batch: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def _opened(name: str, surface: Any, batch: dict[str, Tensor], folder: Path) -> str:
     """The library that opened what was saved and found the surface's own model there; "" for none."""
-    place = folder / BASE if (folder / BASE).is_dir() else folder
+    place = body_of(folder / BASE if (folder / BASE).is_dir() else folder)
     ours, kind = surface.model, transformers.AutoModel
     said_by = getattr(getattr(surface, "reading", None), "encoder", None)
     if getattr(surface, "encoder", None) is not None:  # lst behind a prompt

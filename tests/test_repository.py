@@ -54,6 +54,11 @@ def test_the_readme_says(what, pattern):
     assert re.search(pattern, text("README.md"), re.MULTILINE), what
 
 
+def test_no_line_of_code_in_the_readme_is_long():
+    long = [line for block in blocks(ROOT / "README.md") for line in block.text.split("\n") if len(line) > 100]
+    assert not long
+
+
 def test_the_readme_has_a_loop_that_runs():
     programs = [block for block in blocks(ROOT / "README.md") if (block.language, block.note) == ("python", "runnable")]
     assert any(".step(" in block.text and "gradientless" in block.text for block in programs)

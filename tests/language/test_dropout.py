@@ -11,6 +11,7 @@ from torch import nn
 from gradientless.errors import UserError
 from gradientless.language.dropout import dropping
 from gradientless.language.surfaces import FullSurface
+from gradientless.language.surfaces.saved import body_of
 from gradientless.language.tasks import Prompt
 
 LABELS = ("bad", "good")
@@ -88,7 +89,8 @@ def test_the_rate_that_is_asked_for_acts_and_no_other(kind, tmp_path):
 def test_the_models_own_rates_are_saved_as_they_were(kind, tmp_path):
     for rate in (0.0, 0.9):
         make(kind, rate, tmp_path, 0.5).save(tmp_path / "saved")
-        texts = [(tmp_path / name / "config.json").read_text() for name in (f"{kind} {rate}", "saved")]
+        folders = tmp_path / f"{kind} {rate}", body_of(tmp_path / "saved")
+        texts = [(each / "config.json").read_text() for each in folders]
         before, after = ([line for line in text.splitlines() if "drop" in line] for text in texts)
         assert before == after != []
 
@@ -206,4 +208,4 @@ def test_an_architecture_that_refuses_rates_of_dropout_is_loaded(tmp_path):
     for name, tensor in model.named_parameters():
         assert torch.equal(surface.trainable()[f"model.{name}"], tensor)
     surface.save(tmp_path / "saved")
-    assert t.AutoConfig.from_pretrained(tmp_path / "saved").attention_dropout == 0
+    assert t.AutoConfig.from_pretrained(body_of(tmp_path / "saved")).attention_dropout == 0

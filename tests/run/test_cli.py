@@ -84,6 +84,18 @@ def test_an_option_of_several_values_is_given_several_times(capsys):
     assert "given once" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_what_does_not_fit_into_memory_is_one_line(error, table, tiny_model, tmp_path, fails, monkeypatch):
+    """Wherever it is asked for, here where the model is loaded; and its folder is free again."""
+
+    def allocate(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gradientless.run.train.make_surface", allocate)
+    (line,) = fails(*training(table, tiny_model, tmp_path / "run"))[-1:]
+    assert line.startswith("memory: must hold what was asked for") and not (tmp_path / "run").exists()
+
+
 class TestTheWholeWay:
     def test_a_run_leaves_its_files(self, finished):
         names = {path.name for path in finished.iterdir()}

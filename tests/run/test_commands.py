@@ -77,6 +77,8 @@ def shortened(arguments: list[str]) -> list[str]:
             arguments[arguments.index(key) + 1] = value
         else:
             arguments = [*arguments, key, value]
+    if arguments[:2] == ["train", "demo"]:  # whose recipe names more rows than the stand-in has
+        arguments.append("data.subset=[3,1]")
     return arguments
 
 

@@ -145,6 +145,7 @@ def test_all_mistakes_at_once():
         (["surface.head=librry"], "surface.head: must be 'auto', 'library', 'two-layer' or 'linear', got 'librry'"),
         (["surface.dropout=1"], "surface.dropout: must be < 1, got 1"),
         (["steps=3", "steps=4"], "steps: must be given once, got 3 and 4"),
+        (["batch_size=4000000000"], "batch_size: must be <= 16777216, got 4000000000"),
         (["optimizer.radius=0.1", "optimizer={radius=0.2}"], "optimizer.radius: must be given once, got 0.1 and 0.2"),
         (["optimizer={radius=nan}", "optimizer.radius=1"], "optimizer.radius: must be given once, got nan and 1"),
         (["data.path=x", "data=3"], "data: must be given once, got {'path': 'x'} and 3"),

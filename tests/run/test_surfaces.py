@@ -154,8 +154,8 @@ def test_a_start_that_rows_decide(command, tmp_path, rows, capsys):
     table = tmp_path / "rows.csv"
     for surface, start in (("lst", "surface.init=fisher"), ("k_lst", "surface.init=magnitude")):
         table.write_text(Path(rows).read_text("utf-8"), "utf-8")
-        arguments = [str(table) if a == rows else a for a in command(surface, start, *METHODS["mezo walk"][1])]
-        assert gradientless(*arguments, "--optimizer", "mezo", "--out", str(tmp_path / surface)) == 0
+        made = command(surface, start, *METHODS["mezo walk"][1], name=surface, optimizer="mezo")
+        assert gradientless(*(str(table) if each == rows else each for each in made)) == 0
         table.unlink()
         capsys.readouterr()
         code, told = gradientless("replay", str(tmp_path / surface)), capsys.readouterr()

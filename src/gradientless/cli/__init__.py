@@ -51,10 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         _end(INSTALL.format(error.name.partition(".")[0]))
-    except MemoryError:
-        _end("memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model")
     except Exception as error:
-        line = _line_of_the_system(error)
+        line = _line_of_memory(error) or _line_of_the_system(error)
         if line is None:
             raise
         _end(line)
@@ -65,6 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _end(line: str) -> NoReturn:
     say_on_stderr(line)
     raise SystemExit(2) from None
+
+
+def _line_of_memory(error: Exception) -> str | None:
+    """What is said where memory did not hold what was asked for; None for any other error."""
+    if isinstance(error, MemoryError):
+        full = True
+    elif "torch" in sys.modules:
+        from gradientless.run.memory import is_out_of_memory
+
+        full = is_out_of_memory(error)
+    else:
+        full = False
+    line = "memory: must hold what was asked for, got too little; take fewer rows at a time or a smaller model"
+    return line if full else None
 
 
 def _line_of_the_system(error: Exception) -> str | None:

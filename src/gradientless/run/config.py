@@ -56,6 +56,7 @@ def _no_bool(value: Any) -> Any:
 
 MOST = 2**32  # steps, which the noise counts with 32 bits, and everything else that is counted
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, lt=MOST)]
+Batch = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=2**24)]  # its rows are drawn at once
 Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=MOST)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
@@ -493,8 +494,8 @@ class RunConfig(_Section):
     """A budget of forward passes over one batch of batch_size; the run ends before the step that would exceed it."""
     epochs: Positive | None = None
     """Times that every training row is seen; may be a part of one."""
-    batch_size: Count = 64
-    micro_batch_size: Count | None = None
+    batch_size: Batch = 64
+    micro_batch_size: Batch | None = None
     evaluate_every: Count = 1000
     patience: Count | None = None
     """Evaluations without improvement after which the run stops."""
