@@ -94,11 +94,18 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = temporary_name(target)
     remove(temporary)
     temporary.mkdir()  # where the folder around it is gone, this fails, rather than begin another
+    # While it is open, no other has its number. Windows opens no folders, and removes none that is in use.
+    opened = None if os.name == "nt" else os.open(temporary, os.O_RDONLY)
     try:
         yield temporary
+        if opened is not None and not os.path.samestat(os.fstat(opened), os.stat(temporary)):
+            raise FileNotFoundError(errno.ENOENT, "it was removed while it was written", str(target))
     except BaseException:
         remove(temporary)
         raise
+    finally:
+        if opened is not None:
+            os.close(opened)
     for file in temporary.rglob("*"):
         sync(file)
     sync(temporary)

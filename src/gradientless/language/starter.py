@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from gradientless.errors import UserError, unknown
-from gradientless.schema import COUNT, read_json
+from gradientless.schema import COUNT, read_sealed, sealed
 from gradientless.terminal import Console, Told
 
 
@@ -212,7 +212,7 @@ MANIFEST = "asset.json"  # written last into an unpacked folder: the sizes of it
 def _sizes(folder: Path) -> dict[str, int] | None:
     """Sizes by file name of a complete asset; None when it is absent or a file is missing or cut short."""
     try:
-        sizes: dict[str, int] = read_json(folder / MANIFEST, "starter", {str: COUNT})
+        sizes: dict[str, int] = read_sealed(folder / MANIFEST, "starter", {str: COUNT})
         whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
     except (OSError, ValueError):
         return None
@@ -220,7 +220,7 @@ def _sizes(folder: Path) -> dict[str, int] | None:
 
 
 def _write_manifest(folder: Path, sizes: dict[str, int]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(sealed(sizes), indent=1), encoding="utf-8")
 
 
 def _download(name: str, asset: Asset, work: Path, console: Console) -> Path:
