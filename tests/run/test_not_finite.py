@@ -15,6 +15,7 @@ import tiny_run
 from gradientless.errors import NotFinite, UserError
 from gradientless.language.metrics import highest
 from gradientless.language.readouts import greedily
+from gradientless.language.surfaces.saved import note_files
 from gradientless.language.tasks import Example, Splits
 from gradientless.run.config import RunConfig
 from gradientless.run.evaluation import require_finite, score
@@ -214,6 +215,7 @@ class TestScores:
         tensors = load_file(head)
         tensors["out.bias"][1] = math.nan
         save_file(tensors, head, metadata={"format": "pt"})
+        note_files(run / "model")
         return run
 
     def test_eval_predict_and_export(self, broken, capsys, tmp_path):

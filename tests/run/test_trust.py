@@ -24,6 +24,7 @@ import transformers
 import tiny_run
 from gradientless import cli
 from gradientless.errors import UserError
+from gradientless.language.surfaces.saved import note_files
 from gradientless.run import lock, named, replay_run
 from gradientless.run.config import RunConfig
 from gradientless.run.lock import Busy
@@ -662,6 +663,7 @@ class TestPickles:
         assert gradientless("predict", str(run), "a good film") == 0
         (run / "model" / "adapter_model.safetensors").unlink()
         shutil.copy(bomb, run / "model" / "adapter_model.bin")
+        note_files(run / "model")  # by whoever sent it
         told()
         assert gradientless("predict", str(run), "a good film") == 2
         assert "must hold an adapter in peft's format" in told()[-1] and not (tmp_path / "opened").exists()

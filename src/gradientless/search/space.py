@@ -88,9 +88,6 @@ class Space:
         resample_every: int = 1,
     ):
         check_rank(noise.distribution, rank, resample_every)
-        sides = [(each.shape[0], each.numel() // max(1, each.shape[0])) for each in tensors.values() if each.ndim >= 2]
-        if rank is not None and sides and rank > (widest := max(map(max, sides))):  # larger than what they make
-            raise UserError(f"space: rank must be <= {widest}, the widest tensor's, got {rank}")
         self.tensors, self.noise, self.rank, self.resample_every = dict(tensors), noise, rank, resample_every
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         seen: dict[int, str] = {}
